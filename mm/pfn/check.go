@@ -1,0 +1,104 @@
+package pfn
+
+import "fmt"
+
+// Check proves the database's invariants and returns every one that does not hold: lists and Active add up to all
+// frames; a frame is on the list of its state, once; flags fit the state. It walks every frame under the PFN lock.
+// +checklocks:d.mu
+func (d *Database) Check() []error {
+	c := checking{onList: make([]bool, len(d.entries))}
+	d.checkList(&c, &d.zeroed, Zeroed, anyPriority)
+	d.checkList(&c, &d.free, Free, anyPriority)
+	d.checkList(&c, &d.modified, Modified, anyPriority)
+	d.checkList(&c, &d.noWrite, ModifiedNoWrite, anyPriority)
+	d.checkList(&c, &d.bad, Bad, anyPriority)
+	for i := range d.standby {
+		d.checkList(&c, &d.standby[i], Standby, i)
+	}
+	for f := Frame(1); int(f) < len(d.entries); f++ {
+		d.checkFrame(&c, f)
+	}
+	if c.active != d.active || c.transition != d.transition || c.records != d.records {
+		c.bad("counted %d active, %d transition, %d record frames; kept %d, %d, %d",
+			c.active, c.transition, c.records, d.active, d.transition, d.records)
+	}
+	if sum := c.listed + c.active + c.transition; sum != d.Frames() {
+		c.bad("lists, Active and Transition add up to %d of %d frames", sum, d.Frames())
+	}
+	return c.errs
+}
+
+// anyPriority says that the frames of a list may have any.
+const anyPriority = -1
+
+// checking is one Check under way: what was found so far.
+type checking struct {
+	errs                        []error
+	onList                      []bool // by frame
+	listed                      uint64
+	active, transition, records uint64
+}
+
+func (c *checking) bad(format string, args ...any) {
+	c.errs = append(c.errs, fmt.Errorf(format, args...))
+}
+
+// +checklocks:d.mu
+func (d *Database) checkList(c *checking, l *list, s State, prio int) {
+	var n uint64
+	prev := Frame(0)
+	for f := l.head; f != 0; f = d.entries[f].next {
+		e := &d.entries[f]
+		switch {
+		case c.onList[f]:
+			c.bad("frame %d: on a list twice", f)
+			return
+		case e.state != s:
+			c.bad("frame %d: on list %v in state %v", f, s, e.state)
+		case prio != anyPriority && int(e.priority) != prio:
+			c.bad("frame %d: on standby list %d with priority %d", f, prio, e.priority)
+		case e.prev != prev:
+			c.bad("frame %d: back link is %d, want %d", f, e.prev, prev)
+		}
+		c.onList[f] = true
+		c.listed++
+		prev = f
+		n++
+	}
+	if l.tail != prev || n != l.count {
+		c.bad("list %v: %d frames ending in %d, counted %d ending in %d", s, n, prev, l.count, l.tail)
+	}
+}
+
+// +checklocks:d.mu
+func (d *Database) checkFrame(c *checking, f Frame) {
+	e := &d.entries[f]
+	switch e.state {
+	case Active:
+		c.active++
+		if e.flags&record != 0 {
+			c.records++
+		} else if e.owner == 0 {
+			c.bad("frame %d: Active without an owner", f)
+		}
+	case Transition:
+		c.transition++
+	default:
+		if !c.onList[f] {
+			c.bad("frame %d: in state %v but on no list", f, e.state)
+		}
+		if e.refs != 0 {
+			c.bad("frame %d: on list %v with %d references", f, e.state, e.refs)
+		}
+	}
+	switch {
+	case (e.state == Standby || e.state == Modified || e.state == ModifiedNoWrite) && e.owner == 0:
+		c.bad("frame %d: %v without an owner", f, e.state)
+	case e.state == Standby && (e.flags&dirty != 0 || e.original == 0):
+		c.bad("frame %d: on standby, but no store has its bytes", f)
+	case (e.state == Modified || e.state == ModifiedNoWrite) && e.flags&dirty == 0:
+		c.bad("frame %d: %v, but not dirty", f, e.state)
+	case e.flags&dirty != 0 && e.original != 0:
+		c.bad("frame %d: dirty, but keeps a store location", f)
+	}
+}

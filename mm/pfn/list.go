@@ -1,0 +1,62 @@
+package pfn
+
+// Frame is a frame number. Frames count from 1, so that 0 can mean none.
+type Frame uint32
+
+// list is a first-in-first-out queue of frames in one state, linked through their entries.
+//
+// INVARIANT: count frames are reachable from head by next, and from tail by prev.
+type list struct {
+	head, tail Frame
+	count      uint64
+}
+
+// push adds f at the tail. Preconditions: the PFN lock is held; f is on no list.
+func (d *Database) push(l *list, f Frame) {
+	e := &d.entries[f]
+	e.prev, e.next = l.tail, 0
+	if l.tail != 0 {
+		d.entries[l.tail].next = f
+	} else {
+		l.head = f
+	}
+	l.tail = f
+	l.count++
+}
+
+// remove takes f off l. Preconditions: the PFN lock is held; f is on l.
+func (d *Database) remove(l *list, f Frame) {
+	e := &d.entries[f]
+	if e.prev != 0 {
+		d.entries[e.prev].next = e.next
+	} else {
+		l.head = e.next
+	}
+	if e.next != 0 {
+		d.entries[e.next].prev = e.prev
+	} else {
+		l.tail = e.prev
+	}
+	e.prev, e.next = 0, 0
+	l.count--
+}
+
+// listOf returns the list that frames of e's state wait on, nil for Active and Transition, which have none.
+// +checklocks:d.mu
+func (d *Database) listOf(e *entry) *list {
+	switch e.state {
+	case Zeroed:
+		return &d.zeroed
+	case Free:
+		return &d.free
+	case Standby:
+		return &d.standby[e.priority]
+	case Modified:
+		return &d.modified
+	case ModifiedNoWrite:
+		return &d.noWrite
+	case Bad:
+		return &d.bad
+	}
+	return nil
+}

@@ -1,0 +1,503 @@
+// Package pfn is the physical layer: a fixed arena of page frames, the PFN database that says of each what it is used
+// for, and the page lists. It is the only owner of a frame's state: the entries are private, and every change of state
+// goes through the table in state.go. It knows neither prototype-PTE formats nor stores: a frame remembers whose page
+// it holds as an opaque owner, and the word to give back to that owner when it is taken away ("original", as NT's
+// OriginalPte).
+//
+// The database has one lock, the PFN lock. The methods marked so want it held; callers batch several under one hold.
+// It is taken after a segment's lock; only the slot bitmap's, commit's and a slab's own locks are taken inside it.
+// No I/O happens under it.
+package pfn
+
+import (
+	"fmt"
+	"sync"
+	"unsafe"
+
+	"memfs/mm/offheap"
+)
+
+const (
+	// PageSize is the size of a frame in bytes.
+	PageSize = 4096
+	// Priorities is the number of standby lists; 7 is repurposed last.
+	Priorities = 8
+	// DefaultPriority is what pages have that nobody set a priority for (Windows' normal memory priority).
+	DefaultPriority = 5
+	// EntrySize is what one frame costs in the database, in bytes.
+	EntrySize = uint64(unsafe.Sizeof(entry{}))
+)
+
+// flag bits of an entry.
+const (
+	dirty    = 1 << iota // holds bytes that no store has
+	writing              // the page writer has it under way
+	deleting             // its page is gone; free it when the last reference goes
+	record               // taken over by the manager's records
+	ahead                // read ahead of its first touch
+)
+
+// entry is one frame's record. No Go pointers: entries lie outside the Go heap.
+type entry struct {
+	next, prev Frame
+	owner      uint64 // whose page, in the owner's own terms; 0 = nobody's
+	original   uint64 // what the owner's PTE becomes when the frame is taken away
+	refs       uint32 // pins and I/O under way
+	stamp      uint32 // when it entered its list, in ticks of Database.Tick
+	state      State
+	priority   uint8
+	flags      uint8
+}
+
+// Database is the arena and its entries.
+type Database struct {
+	arena   []byte
+	mem     []byte // of the entries
+	entries []entry
+
+	mu sync.Mutex
+	// +checklocks:mu
+	restore func(owner, original uint64)
+	// +checklocks:mu
+	zeroed list
+	// +checklocks:mu
+	free list
+	// +checklocks:mu
+	standby [Priorities]list
+	// +checklocks:mu
+	modified list
+	// +checklocks:mu
+	noWrite list
+	// +checklocks:mu
+	bad list
+	// +checklocks:mu
+	active uint64
+	// +checklocks:mu
+	transition uint64
+	// +checklocks:mu
+	records uint64
+	// +checklocks:mu
+	repurposed [Priorities]uint64
+	// +checklocks:mu
+	hand Frame // where the next search for a clean Active frame starts
+	// +checklocks:mu
+	now uint32
+}
+
+// New makes a database of n frames, all Zeroed (the host gives zeroed memory). restore is called, with the PFN lock
+// held, when a Standby or clean Active frame is taken away from its owner: it must put original back into the owner's
+// PTE.
+func New(n uint64, restore func(owner, original uint64)) (*Database, error) {
+	arena, err := offheap.Map(int(n+1) * PageSize)
+	if err != nil {
+		return nil, err
+	}
+	mem, err := offheap.Map(int((n + 1) * EntrySize))
+	if err != nil {
+		_ = offheap.Unmap(arena)
+		return nil, err
+	}
+	d := &Database{arena: arena, mem: mem, entries: offheap.Of[entry](mem)[:n+1], hand: 1}
+	d.mu.Lock()
+	d.restore = restore
+	for f := Frame(1); f <= Frame(n); f++ {
+		d.entries[f].priority = DefaultPriority
+		d.push(&d.zeroed, f)
+	}
+	d.mu.Unlock()
+	return d, nil
+}
+
+// Close gives arena and entries back to the host. Nothing may use a frame afterwards.
+func (d *Database) Close() error {
+	if err := offheap.Unmap(d.arena); err != nil {
+		return err
+	}
+	return offheap.Unmap(d.mem)
+}
+
+// Lock takes the PFN lock.
+// +checklocksacquire:d.mu
+func (d *Database) Lock() { d.mu.Lock() }
+
+// Unlock releases the PFN lock.
+// +checklocksrelease:d.mu
+func (d *Database) Unlock() { d.mu.Unlock() }
+
+// Frames is the number of frames.
+func (d *Database) Frames() uint64 { return uint64(len(d.entries) - 1) }
+
+// Bytes is frame f's memory. The caller holds a pin on f, or the lock that keeps its owner's PTE valid.
+func (d *Database) Bytes(f Frame) []byte {
+	o := int(f) * PageSize
+	return d.arena[o : o+PageSize : o+PageSize]
+}
+
+// apply moves f from its state to the next one as the table says, and from list to list with it.
+// Preconditions: the PFN lock is held.
+// +checklocks:d.mu
+func (d *Database) apply(f Frame, ev Event) {
+	e := &d.entries[f]
+	next, ok := Next(e.state, ev)
+	if !ok {
+		panic(fmt.Sprintf("pfn: frame %d: %v in state %v", f, ev, e.state))
+	}
+	switch e.state {
+	case Active:
+		d.active--
+	case Transition:
+		d.transition--
+	default:
+		d.remove(d.listOf(e), f)
+	}
+	e.state = next
+	switch next {
+	case Active:
+		d.active++
+	case Transition:
+		d.transition++
+	default:
+		e.stamp = d.now
+		d.push(d.listOf(e), f)
+	}
+}
+
+// Available is the number of frames that can be had without I/O.
+// +checklocks:d.mu
+func (d *Database) Available() uint64 {
+	n := d.zeroed.count + d.free.count
+	for i := range d.standby {
+		n += d.standby[i].count
+	}
+	return n
+}
+
+// Alloc takes a frame for owner, whose PTE will be given original when the frame is taken away again. The frame is in
+// Transition with one reference. It comes from Zeroed or Free (in the order that zero asks for), else from the oldest
+// page of the lowest standby priority, else a clean Active page gives up its frame. zeroed says whether it is filled
+// with zeros. f is 0 if there is none, or if fewer than reserve would stay available.
+// +checklocks:d.mu
+func (d *Database) Alloc(owner, original uint64, zero bool, reserve uint64) (f Frame, zeroed bool) {
+	if reserve > 0 && d.Available() <= reserve {
+		return 0, false
+	}
+	first, second := &d.free, &d.zeroed
+	if zero {
+		first, second = second, first
+	}
+	switch {
+	case first.head != 0:
+		f = first.head
+	case second.head != 0:
+		f = second.head
+	default:
+		f = d.victim()
+	}
+	if f == 0 {
+		return 0, false
+	}
+	e := &d.entries[f]
+	zeroed = e.state == Zeroed
+	switch e.state {
+	case Active:
+		d.giveBack(e)
+		d.apply(f, Steal)
+	case Standby:
+		d.repurposed[e.priority]++
+		d.giveBack(e)
+		d.apply(f, Allocate)
+	default:
+		d.apply(f, Allocate)
+	}
+	e.owner, e.original, e.refs, e.flags, e.priority = owner, original, 1, 0, DefaultPriority
+	return f, zeroed
+}
+
+// giveBack restores the owner's PTE of a frame that is about to be taken. "Original" is always a store's location here:
+// only pages that a store has are taken.
+// +checklocks:d.mu
+func (d *Database) giveBack(e *entry) {
+	d.restore(e.owner, e.original)
+	e.owner, e.original = 0, 0
+}
+
+// victim finds the next frame to repurpose: the head of the lowest non-empty standby list, else a clean Active page
+// that nobody pins. The search for the latter is bounded, so that a fault costs the same in an arena of any size.
+// +checklocks:d.mu
+func (d *Database) victim() Frame {
+	for i := range d.standby {
+		if d.standby[i].head != 0 {
+			return d.standby[i].head
+		}
+	}
+	const reach = 512
+	n := Frame(len(d.entries) - 1)
+	for range min(reach, n) {
+		f := d.hand
+		if d.hand++; d.hand > n {
+			d.hand = 1
+		}
+		if e := &d.entries[f]; e.state == Active && e.refs == 0 && e.flags == 0 && e.original != 0 && e.owner != 0 {
+			return f
+		}
+	}
+	return 0
+}
+
+// Pin adds a reference: the frame keeps its page until Unpin.
+// +checklocks:d.mu
+func (d *Database) Pin(f Frame) { d.entries[f].refs++ }
+
+// Unpin takes a reference away. With the last one a deleted page's frame becomes Free, and a frame in Transition
+// settles on Standby or Modified.
+// +checklocks:d.mu
+func (d *Database) Unpin(f Frame) {
+	e := &d.entries[f]
+	if e.refs == 0 {
+		panic(fmt.Sprintf("pfn: frame %d: unpinned too often", f))
+	}
+	e.refs--
+	if e.refs > 0 {
+		return
+	}
+	switch {
+	case e.flags&deleting != 0:
+		d.toFree(f)
+	case e.state == Transition:
+		d.settle(f)
+	}
+}
+
+// +checklocks:d.mu
+func (d *Database) settle(f Frame) {
+	if d.entries[f].flags&dirty != 0 {
+		d.apply(f, SettleDirty)
+	} else {
+		d.apply(f, SettleClean)
+	}
+}
+
+// MakeValid puts f into a working set: a soft fault, or the end of a hard or demand-zero fault. It reports whether this is
+// the first touch of a page that was read ahead.
+// +checklocks:d.mu
+func (d *Database) MakeValid(f Frame) (hit bool) {
+	e := &d.entries[f]
+	if e.state != Active {
+		d.apply(f, MakeValid)
+	}
+	hit = e.flags&ahead != 0
+	e.flags &^= ahead
+	return hit
+}
+
+// ReadAhead ends the read of a page that nobody has asked for yet: it waits on Standby for its first touch.
+// +checklocks:d.mu
+func (d *Database) ReadAhead(f Frame) {
+	d.entries[f].flags |= ahead
+	d.Unpin(f)
+}
+
+// Trim takes f out of its working set: to Standby if its store has the bytes, to Modified if not, to Transition while it
+// is pinned or being written.
+// +checklocks:d.mu
+func (d *Database) Trim(f Frame) {
+	e := &d.entries[f]
+	switch {
+	case e.refs > 0:
+		d.apply(f, TrimBusy)
+	case e.flags&dirty != 0:
+		d.apply(f, TrimDirty)
+	default:
+		d.apply(f, TrimClean)
+	}
+}
+
+// SetDirty notes that f's bytes changed. It returns the store location that no longer holds them (0 if none did), which
+// is now the caller's to free.
+// +checklocks:d.mu
+func (d *Database) SetDirty(f Frame) (stale uint64) {
+	e := &d.entries[f]
+	e.flags |= dirty
+	stale, e.original = e.original, 0
+	return stale
+}
+
+// Release frees f, whose page is deleted; the owner's PTE is the caller's business. A pinned frame, or one under I/O,
+// becomes Free with its last reference. It returns the store location of its copy (0 if none), now the caller's to free.
+// +checklocks:d.mu
+func (d *Database) Release(f Frame) (stale uint64) {
+	e := &d.entries[f]
+	stale = e.original
+	e.original, e.owner = 0, 0
+	e.flags &^= dirty
+	if e.refs == 0 {
+		d.toFree(f)
+		return stale
+	}
+	e.flags |= deleting
+	if e.state == Active {
+		d.apply(f, TrimBusy)
+	}
+	return stale
+}
+
+// +checklocks:d.mu
+func (d *Database) toFree(f Frame) {
+	e := &d.entries[f]
+	e.flags, e.owner, e.original = 0, 0, 0
+	d.apply(f, Release)
+}
+
+// NextModified takes the oldest Modified frame for the page writer: it is in Transition, clean until somebody stores into
+// it, with one reference. 0 if there is none, or none as old as olderThan ticks.
+// +checklocks:d.mu
+func (d *Database) NextModified(olderThan uint32) Frame {
+	f := d.modified.head
+	if f == 0 || d.now-d.entries[f].stamp < olderThan {
+		return 0
+	}
+	d.beginWrite(f)
+	return f
+}
+
+// TakeModified is NextModified for one frame of the caller's choice; false if it is not Modified.
+// +checklocks:d.mu
+func (d *Database) TakeModified(f Frame) bool {
+	if d.entries[f].state != Modified {
+		return false
+	}
+	d.beginWrite(f)
+	return true
+}
+
+// +checklocks:d.mu
+func (d *Database) beginWrite(f Frame) {
+	e := &d.entries[f]
+	d.apply(f, PageOut)
+	e.flags = e.flags&^dirty | writing
+	e.refs++
+}
+
+// EndWrite ends a page-out. location is where the bytes are now, 0 if the write failed. It returns false if the frame
+// was stored into or deleted meanwhile, so that the location is worthless and the caller's to free.
+// +checklocks:d.mu
+func (d *Database) EndWrite(f Frame, location uint64) (kept bool) {
+	e := &d.entries[f]
+	e.flags &^= writing
+	switch {
+	case e.flags&deleting != 0:
+	case location == 0:
+		e.flags |= dirty
+	case e.flags&dirty == 0:
+		e.original = location
+		kept = true
+	}
+	d.Unpin(f)
+	return kept
+}
+
+// NextFree takes a Free frame for the zero-page thread, 0 if there is none.
+// +checklocks:d.mu
+func (d *Database) NextFree() Frame {
+	f := d.free.head
+	if f != 0 {
+		d.apply(f, Allocate)
+	}
+	return f
+}
+
+// ZeroDone gives a frame of NextFree back, filled with zeros.
+// +checklocks:d.mu
+func (d *Database) ZeroDone(f Frame) { d.apply(f, MadeZero) }
+
+// TakeRecord takes a frame out of use because the manager's own records have grown by its memory (NT: a nonpaged pool
+// page). The caller gives the frame's memory back to the host. 0 if none is available.
+// +checklocks:d.mu
+func (d *Database) TakeRecord() Frame {
+	f, _ := d.Alloc(0, 0, false, 0)
+	if f == 0 {
+		return 0
+	}
+	d.apply(f, MakeValid)
+	e := &d.entries[f]
+	e.flags, e.refs = record, 0
+	d.records++
+	return f
+}
+
+// GiveRecord returns a frame taken by TakeRecord, with zeroed memory.
+// +checklocks:d.mu
+func (d *Database) GiveRecord(f Frame) {
+	d.records--
+	d.toFree(f)
+}
+
+// Tick advances the clock that list ages are counted in.
+// +checklocks:d.mu
+func (d *Database) Tick() { d.now++ }
+
+// Info is a copy of one frame's entry.
+type Info struct {
+	State    State
+	Owner    uint64
+	Original uint64
+	Refs     uint32
+	Priority uint8
+	Dirty    bool
+	Writing  bool
+	Record   bool
+	Deleting bool
+}
+
+// Info returns a copy of f's entry.
+// +checklocks:d.mu
+func (d *Database) Info(f Frame) Info {
+	e := &d.entries[f]
+	return Info{
+		State: e.state, Owner: e.owner, Original: e.original, Refs: e.refs, Priority: e.priority,
+		Dirty: e.flags&dirty != 0, Writing: e.flags&writing != 0, Record: e.flags&record != 0, Deleting: e.flags&deleting != 0,
+	}
+}
+
+// Counts are the lengths of the lists.
+type Counts struct {
+	Zeroed, Free, Modified, ModifiedNoWrite, Transition, Active, Bad, Records uint64
+	Standby, Repurposed                                                       [Priorities]uint64
+}
+
+// Counts copies the lengths of the lists.
+// +checklocks:d.mu
+func (d *Database) Counts() Counts {
+	c := Counts{
+		Zeroed: d.zeroed.count, Free: d.free.count, Modified: d.modified.count, ModifiedNoWrite: d.noWrite.count,
+		Transition: d.transition, Active: d.active, Bad: d.bad.count, Records: d.records, Repurposed: d.repurposed,
+	}
+	for i := range d.standby {
+		c.Standby[i] = d.standby[i].count
+	}
+	return c
+}
+
+// ModifiedCount is the length of the Modified list.
+// +checklocks:d.mu
+func (d *Database) ModifiedCount() uint64 { return d.modified.count }
+
+// PurgeStandby takes every Standby frame of the given priorities away from its page, whose bytes are in its store.
+// It returns how many.
+// +checklocks:d.mu
+func (d *Database) PurgeStandby(lowest, highest int) (n uint64) {
+	for i := lowest; i <= highest; i++ {
+		for f := d.standby[i].head; f != 0; f = d.standby[i].head {
+			d.giveBack(&d.entries[f])
+			d.toFree(f)
+			n++
+		}
+	}
+	return n
+}
+
+// Run is the memory of n consecutive frames from f on.
+func (d *Database) Run(f Frame, n int) []byte {
+	o := int(f) * PageSize
+	return d.arena[o : o+n*PageSize]
+}

@@ -1,0 +1,106 @@
+package pfn
+
+import "fmt"
+
+// State is what a frame is used for at the moment. Every frame is in exactly one (Windows Internals 7 ch. 5, "Page
+// frame number database").
+type State uint8
+
+// The states.
+const (
+	Zeroed          State = iota // free, filled with zeros
+	Free                         // free, contents unknown
+	Standby                      // holds a page that its store has too; in no working set; may be taken at any time
+	Modified                     // holds a page that no store has; in no working set; waits for the page writer
+	ModifiedNoWrite              // as Modified, but must not be written
+	Transition                   // under I/O or pinned: in no working set and on no list
+	Active                       // in a working set, or taken over by the manager's own records
+	Bad                          // out of use
+	numStates
+)
+
+var stateNames = [numStates]string{"Zeroed", "Free", "Standby", "Modified", "ModifiedNoWrite", "Transition", "Active", "Bad"}
+
+func (s State) String() string {
+	if s < numStates {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("State(%d)", uint8(s))
+}
+
+// Event is something that happens to a frame. Nothing else changes a frame's state.
+type Event uint8
+
+// The events.
+const (
+	Allocate    Event = iota // taken for a page, an I/O or the zero-page thread
+	Steal                    // a clean Active page gives up its frame: its store has the bytes
+	MakeValid                // enters a working set
+	TrimClean                // leaves its working set, store has the bytes
+	TrimDirty                // leaves its working set, store has not
+	TrimBusy                 // leaves its working set while pinned or being written; settles later
+	TrimNoWrite              // leaves its working set, not to be written
+	PageOut                  // the modified page writer takes it
+	SettleClean              // last pin or I/O ended: store has the bytes
+	SettleDirty              // last pin or I/O ended: store has not
+	Release                  // its page is deleted
+	MadeZero                 // the zero-page thread filled it
+	Retire                   // taken out of use
+	numEvents
+)
+
+var eventNames = [numEvents]string{"Allocate", "Steal", "MakeValid", "TrimClean", "TrimDirty", "TrimBusy", "TrimNoWrite",
+	"PageOut", "SettleClean", "SettleDirty", "Release", "MadeZero", "Retire"}
+
+func (e Event) String() string {
+	if e < numEvents {
+		return eventNames[e]
+	}
+	return fmt.Sprintf("Event(%d)", uint8(e))
+}
+
+// illegal marks a transition that must never happen.
+const illegal = numStates
+
+// Next is the state machine: Next(state, event) is the only way from one state to another. ok is false where the event
+// cannot happen in that state.
+func Next(s State, e Event) (next State, ok bool) {
+	if s >= numStates || e >= numEvents {
+		return s, false
+	}
+	next = table[s][e]
+	return next, next != illegal
+}
+
+// table[state][event] is the next state.
+var table = func() (t [numStates][numEvents]State) {
+	for s := range t {
+		for e := range t[s] {
+			t[s][e] = illegal
+		}
+	}
+	for _, r := range []struct {
+		event Event
+		to    State
+		from  []State
+	}{
+		{Allocate, Transition, []State{Zeroed, Free, Standby}},
+		{Steal, Transition, []State{Active}},
+		{MakeValid, Active, []State{Standby, Modified, ModifiedNoWrite, Transition}},
+		{TrimClean, Standby, []State{Active}},
+		{TrimDirty, Modified, []State{Active}},
+		{TrimBusy, Transition, []State{Active}},
+		{TrimNoWrite, ModifiedNoWrite, []State{Active}},
+		{PageOut, Transition, []State{Modified}},
+		{SettleClean, Standby, []State{Transition}},
+		{SettleDirty, Modified, []State{Transition}},
+		{Release, Free, []State{Active, Standby, Modified, ModifiedNoWrite, Transition}},
+		{MadeZero, Zeroed, []State{Transition}},
+		{Retire, Bad, []State{Transition, Free, Zeroed}},
+	} {
+		for _, s := range r.from {
+			t[s][r.event] = r.to
+		}
+	}
+	return t
+}()
