@@ -1,0 +1,162 @@
+package mm
+
+import (
+	"errors"
+	"sync"
+	"time"
+)
+
+// errGrow says that a charge needs a page file to grow first, which is I/O: the caller drops its locks, calls grow and
+// tries again. It never leaves the package.
+var errGrow = errors.New("mm: a page file must grow first")
+
+// growStep is what a page file grows by at least, in pages: 32 MiB.
+const growStep = 8192
+
+// commit is the promise book: pages charged against frames and page files (Windows Internals 7 ch. 5, "Commit charge and
+// the system commit limit"). Every page that must never be lost is charged before it is accepted: file pages at the
+// first write or at fallocate, the manager's records by the page. A charge within what frames and the page files' present
+// sizes can hold never fails later.
+type commit struct {
+	files []*pageFile
+
+	mu sync.Mutex
+	// +checklocks:mu
+	charged uint64
+	// +checklocks:mu
+	peak uint64
+	// +checklocks:mu
+	attached uint64 // of charged, what words and records hold; the rest is on its way there
+	// +checklocks:mu
+	frames uint64 // frames that may be promised
+	// +checklocks:mu
+	grown uint64 // slots that exist in all page files
+	// +checklocks:mu
+	refusals uint64
+
+	// growing lets one caller at a time extend a page file; held across that I/O by design, so nothing else takes it.
+	growing chan struct{}
+}
+
+// tryCharge charges n pages if what exists can hold them; errGrow if a page file must grow first, StatusCommitmentLimit if
+// none can.
+func (c *commit) tryCharge(n uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.charged+n <= c.frames+c.grown {
+		c.charged += n
+		c.peak = max(c.peak, c.charged)
+		return nil
+	}
+	if c.charged+n <= c.frames+c.limitLocked() {
+		return errGrow
+	}
+	c.refusals++
+	return StatusCommitmentLimit
+}
+
+// limitLocked is how many slots all page files can have.
+// +checklocks:c.mu
+func (c *commit) limitLocked() uint64 {
+	var n uint64
+	for _, f := range c.files {
+		n += f.limit()
+	}
+	return n
+}
+
+// uncharge gives n charged pages back. attached says that they had been attached.
+func (c *commit) uncharge(n uint64, attached bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.charged -= n
+	if attached {
+		c.attached -= n
+	}
+}
+
+// attach notes that n charged pages now belong to words or records.
+func (c *commit) attach(n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.attached += n
+}
+
+// grow extends a page file so that n more pages can be charged. When it returns nil the charge is worth another try: others
+// may have taken what grew. It does I/O: no lock may be held.
+func (c *commit) grow(n uint64) error {
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	missing := c.missing(n)
+	if missing == 0 {
+		return nil
+	}
+	for _, f := range c.files {
+		if c.growFile(f, max(missing, growStep)) {
+			return nil
+		}
+	}
+	if c.missing(n) == 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusals++
+	return StatusCommitmentLimit
+}
+
+// missing is how many slots must be added for n more pages to be charged.
+func (c *commit) missing(n uint64) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have := c.frames + c.grown
+	return max(c.charged+n, have) - have
+}
+
+// detach notes that n attached pages no longer belong to words; they stay charged.
+func (c *commit) detach(n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.attached -= n
+}
+
+// growFile extends one page file by n slots if it can. Preconditions: the caller is the one that is growing.
+func (c *commit) growFile(f *pageFile, n uint64) bool {
+	by, err := f.grow(n)
+	if err != nil || by == 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.grown += by
+	return true
+}
+
+// extend gives the modified page writer, which has found no free slot, more of them; false if no page file can grow. It
+// does I/O: no lock may be held.
+func (c *commit) extend() bool {
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	for _, f := range c.files {
+		if c.growFile(f, growStep) {
+			return true
+		}
+	}
+	return false
+}
+
+// charge is tryCharge that grows page files as needed. It may do I/O: no lock may be held.
+func (c *commit) charge(n uint64) error {
+	for {
+		err := c.tryCharge(n)
+		if !errors.Is(err, errGrow) {
+			return err
+		}
+		if err := c.grow(n); err != nil {
+			return err
+		}
+	}
+}
+
+// retryGrowth is how long a page file that could not grow counts as full.
+const retryGrowth = 5 * time.Second

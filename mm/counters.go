@@ -1,0 +1,74 @@
+package mm
+
+import (
+	"sync/atomic"
+
+	"memfs/mm/pfn"
+)
+
+// counters are the live figures behind Counters.
+type counters struct {
+	pageFaults, demandZeroFaults, transitionFaults, hardFaults, collidedFaults, holeReads atomic.Uint64
+	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites            atomic.Uint64
+	viewsMapped, viewsTrimmed, pagesTrimmed, pagesFreed, laundered, invalidations         atomic.Uint64
+	pagesReadAhead, readAheadHits                                                         atomic.Uint64
+	zeroedPages, checksumErrors, readErrors, writeErrors, refusedWrites                   atomic.Uint64
+}
+
+// Snapshot copies the figures.
+func (s *System) Snapshot() Snapshot {
+	s.pfn.Lock()
+	c := s.pfn.Counts()
+	pages, views := s.cache.pages+s.cache.leaving, s.cache.views
+	s.pfn.Unlock()
+	n := &s.n
+	snap := Snapshot{
+		Budget: s.budget,
+		Frames: s.pfn.Frames(), Zeroed: c.Zeroed, Free: c.Free, Standby: c.Standby, Modified: c.Modified,
+		ModifiedNoWrite: c.ModifiedNoWrite, Transition: c.Transition, Active: c.Active, Bad: c.Bad, RecordFrames: c.Records,
+		HostPages: pages, HostLimit: s.cache.limit, Views: views,
+		RecordBytes: s.recordBytes(),
+		Counters: Counters{
+			PageFaults: n.pageFaults.Load(), DemandZeroFaults: n.demandZeroFaults.Load(),
+			TransitionFaults: n.transitionFaults.Load(), HardFaults: n.hardFaults.Load(),
+			CollidedFaults: n.collidedFaults.Load(), HoleReads: n.holeReads.Load(),
+			PagesReadAhead: n.pagesReadAhead.Load(), ReadAheadHits: n.readAheadHits.Load(),
+			PageReads: n.pageReads.Load(), PagesInput: n.pagesInput.Load(),
+			PageWrites: n.pageWrites.Load(), PagesOutput: n.pagesOutput.Load(),
+			BouncedReads: n.bouncedReads.Load(), DirectWrites: n.directWrites.Load(),
+			ViewsMapped: n.viewsMapped.Load(), ViewsTrimmed: n.viewsTrimmed.Load(),
+			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
+			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
+			Repurposed: c.Repurposed, ZeroedPages: n.zeroedPages.Load(),
+			ChecksumErrors: n.checksumErrors.Load(), ReadErrors: n.readErrors.Load(), WriteErrors: n.writeErrors.Load(),
+			RefusedWrites: n.refusedWrites.Load(),
+		},
+	}
+	s.commit.mu.Lock()
+	snap.Commit, snap.CommitPeak, snap.Counters.CommitRefusals = s.commit.charged, s.commit.peak, s.commit.refusals
+	snap.CommitLimit = s.commit.frames + s.commit.limitLocked()
+	s.commit.mu.Unlock()
+	for _, f := range s.files {
+		snap.PageFiles = append(snap.PageFiles, f.info())
+	}
+	s.segMu.Lock()
+	snap.Sections = uint64(len(s.segs))
+	s.segMu.Unlock()
+	return snap
+}
+
+// stateLetter is the letter of `map` for a page whose frame is in the state.
+func stateLetter(s pfn.State) byte {
+	switch s {
+	case pfn.Active:
+		return StateActive
+	case pfn.Standby:
+		return StateStandby
+	case pfn.Modified:
+		return StateModified
+	case pfn.ModifiedNoWrite:
+		return StateNoWrite
+	default:
+		return StateTransition
+	}
+}

@@ -1,0 +1,238 @@
+// Package mm is the memory manager: segments of prototype PTEs whose pages live in a fixed arena of frames, are paged out
+// to page files and paged in at the next touch.
+//
+// # The life of a page
+//
+//	0x10  zero                        never written; a read is served zeros and takes no frame
+//	      zero → valid(frame)         first store: demand-zero fault                          fault.go, write.go
+//	      valid → transition(frame)   its view leaves the system cache's working set          workingset.go
+//	                                  → Modified if no store has its bytes, else Standby
+//	      transition → valid          touched again: soft fault, no I/O
+//	      Modified → Standby          the modified page writer stored it in a slot            writer.go
+//	      transition → paged(slot)    its Standby frame was repurposed                        pfn.Alloc
+//	      paged → inIO → valid        touched again: hard fault; colliding faults wait
+//	      any → zero                  truncate, punch, delete: frame, slot and commit go back at once
+//
+// # Terms
+//
+//	NT                                   here
+//	prototype PTE, segment               pte, Segment
+//	subsection's run of prototype PTEs   leaf (64 pages, which is also a view)
+//	system cache, VACB                   the host kernel's page cache; leaf.host, 256 KiB views
+//	TLB shoot-down                       Host.Invalidate
+//	MiModifiedPageWriter                 writer
+//	zero-page thread                     zeroer
+//	balance set manager                  balancer
+//	nonpaged pool                        record frames (records.go)
+//
+// # Locks, in order
+//
+//	Segment.mu               structure of its tree, I/O records; one segment at a time
+//	  PFN lock (pfn.Database) frames, lists, all PTE words, the queue of views
+//	    recordBook.mu         bytes of records
+//	      commit.mu           charges
+//	        pageFile.mu       slot bitmap
+//	          offheap.Slab    free lists
+//	System.segMu (table of segments) and refusals.mu are leaf locks: nothing is taken inside them.
+//
+// No lock is held across store I/O, Host calls or Listener calls. A page under I/O is marked in its PTE (inIO) or by its
+// frame's reference; whoever needs it waits on the I/O record with no lock held.
+//
+// # Who waits for what
+//
+// Read and Write wait for store I/O, and never for the trimmer, an invalidation or each other, save for a fault on a page
+// whose I/O another fault has begun. Without a frame, Read answers from the reply's buffer and Write goes straight to a
+// slot. Commands (Trim…, Flush…) wait for the host and are bounded by their callers.
+package mm
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"memfs/mm/pfn"
+)
+
+// Config says what a System is made of.
+type Config struct {
+	Memory       uint64           // bytes; bounds everything the mount costs the host
+	HostShare    float64          // share of Memory for the host kernel's cached copies; 0 = a third
+	Inodes       uint64           // most inodes; 0 = one for each page of Memory
+	PageFiles    []PageFileConfig // in order of preference; none = nothing is paged out
+	Listener     Listener
+	DirtyBounded bool // the host bounds what programs have written and it has not sent us
+}
+
+// PageFileConfig is one page file. New takes the store over and closes it at Close.
+type PageFileConfig struct {
+	Name  string
+	Store Store
+	Max   uint64 // slots
+}
+
+// Listener is told of events worth a log line. Each func may be nil; none is called with a lock held.
+type Listener struct {
+	ChecksumError func(file string, slot uint64)
+	StoreError    func(file, op string, slot uint64, err error)
+}
+
+func (l *Listener) checksumError(file string, slot uint64) {
+	if l.ChecksumError != nil {
+		l.ChecksumError(file, slot)
+	}
+}
+
+func (l *Listener) storeError(file, op string, slot uint64, err error) {
+	if l.StoreError != nil {
+		l.StoreError(file, op, slot, err)
+	}
+}
+
+// Host reaches the host kernel's mapped views of one file. The manager calls it from its trimmer and from commands only,
+// never with a lock held.
+type Host interface {
+	// WriteBack has the host send what programs have written in [off, off+n); n < 0 means to the end.
+	WriteBack(off, n int64) error
+	// Invalidate drops the host's copies of the pages in [off, off+n); the next touch is a fault. n < 0 means to the end.
+	Invalidate(off, n int64) error
+}
+
+// System is one memory manager.
+type System struct {
+	budget   Budget
+	listener Listener
+	pfn      *pfn.Database
+	rec      *records
+	book     recordBook
+	files    []*pageFile
+	commit   commit
+	cache    systemCache
+	zeroPage []byte
+	n        counters
+
+	segMu sync.Mutex
+	// +checklocks:segMu
+	segs map[uint32]*Segment
+	// +checklocks:segMu
+	lastSeg uint32
+
+	writer   *thread
+	trimmer  *thread
+	zeroer   *thread
+	balancer *thread
+	refused  refusals
+	stopping atomic.Bool
+}
+
+// New makes a System with no threads running: each daemon's work can be done a step at a time (Step…), or by itself after
+// Start.
+func New(c Config) (*System, error) {
+	b, err := Plan(c)
+	if err != nil {
+		return nil, err
+	}
+	return NewFromBudget(b, c)
+}
+
+// NewFromBudget is New with a division of memory of the caller's own, such as a test's of 16 frames.
+func NewFromBudget(b Budget, c Config) (*System, error) {
+	var err error
+	s := &System{budget: b, listener: c.Listener, segs: make(map[uint32]*Segment)}
+	if s.rec, err = newRecords(b.Memory / 2); err != nil {
+		return nil, err
+	}
+	if s.pfn, err = pfn.New(b.Frames, s.restore); err != nil {
+		return nil, err
+	}
+	for i, f := range c.PageFiles {
+		p, err := newPageFile(i, f, &s.listener)
+		if err != nil {
+			return nil, err
+		}
+		s.files = append(s.files, p)
+	}
+	s.commit = commit{files: s.files, frames: b.CommitLimit - b.PageFile, growing: make(chan struct{}, 1)}
+	s.cache.limit = (b.HostBytes - b.HostDirty) / PageSize
+	s.cache.turn = make(chan struct{}, 1)
+	s.cache.laundry = make(chan struct{}, 1)
+	s.zeroPage = make([]byte, PageSize)
+	s.writer = newThread(s.writeLoop)
+	s.trimmer = newThread(s.trimLoop)
+	s.zeroer = newThread(s.zeroLoop)
+	s.balancer = newThread(s.balanceLoop)
+	return s, nil
+}
+
+// Budget is how the memory was divided.
+func (s *System) Budget() Budget { return s.budget }
+
+// Start runs the daemons.
+func (s *System) Start() {
+	for _, t := range s.threads() {
+		t.start()
+	}
+}
+
+func (s *System) threads() []*thread { return []*thread{s.balancer, s.trimmer, s.writer, s.zeroer} }
+
+// Close stops the daemons and gives everything back to the host. Every segment must have been deleted; the error names
+// what was leaked otherwise.
+func (s *System) Close() error {
+	s.stopping.Store(true)
+	for _, t := range s.threads() {
+		t.stop()
+	}
+	s.syncRecords()
+	err := s.leaks()
+	for _, f := range s.files {
+		err = errors.Join(err, f.close())
+	}
+	s.rec.close()
+	return errors.Join(err, s.pfn.Close())
+}
+
+// leaks says what is still held when nothing should be.
+func (s *System) leaks() error {
+	snap := s.Snapshot()
+	var errs []error
+	leak := func(n uint64, what string) {
+		if n > 0 {
+			errs = append(errs, fmt.Errorf("leaked: %d %s", n, what))
+		}
+	}
+	leak(snap.Sections, "sections")
+	leak(snap.Frames-snap.Zeroed-snap.Free-snap.Bad, "frames")
+	leak(snap.Commit, "pages of commit")
+	leak(snap.RecordBytes, "bytes of records")
+	leak(uint64(s.rec.leaves.Live()), "leaves")
+	leak(uint64(s.rec.branches.Live()), "branches")
+	for _, f := range snap.PageFiles {
+		leak(f.Used, "slots of "+f.Name)
+	}
+	return errors.Join(errs...)
+}
+
+// restore puts the store's location back into the PTE of a page whose frame is taken away (NT: MiRestoreTransitionPte).
+// The PFN lock is held.
+func (s *System) restore(o, original uint64) {
+	l := s.rec.leaves.At(owner(o).leaf())
+	s.rec.set(l, owner(o).index(), pagedPTE(location(original)))
+}
+
+// freeLocation gives a slot back; 0 is no slot.
+func (s *System) freeLocation(l location) {
+	if l != 0 {
+		s.files[l.file()].free(l.slot())
+	}
+}
+
+// allocSlots takes up to n consecutive slots of the first page file that has any.
+func (s *System) allocSlots(n uint64) (loc location, got uint64) {
+	for _, f := range s.files {
+		if slot, got := f.alloc(n); got > 0 {
+			return makeLocation(f.index, slot), got
+		}
+	}
+	return 0, 0
+}

@@ -1,0 +1,67 @@
+package mm
+
+import (
+	"fmt"
+
+	"memfs/mm/pfn"
+)
+
+// pte is a prototype PTE: one word a page of a segment, saying where the page's bytes are.
+//
+//	bits 0–2   kind
+//	bit  3     committed (only of a zero word; every other kind is committed)
+//	valid, transition:  bits 32–63  frame
+//	paged, inIO:        bits 8–15   page file, bits 16–63  slot + 1 (0 = none)
+//
+// Words change only with the segment's lock and the PFN lock held, except that the PFN lock alone suffices to take the
+// frame away from a valid or transition word. So a word is read under the PFN lock.
+type pte uint64
+
+const (
+	kindZero       = iota // never written: zeros
+	kindValid             // in a frame, in a working set
+	kindTransition        // in a frame, in no working set
+	kindPaged             // in a page file only
+	kindInIO              // being read from, or written straight to, a page file; colliding faults wait
+	kindMask       = 7
+)
+
+const committed pte = 8
+
+func (w pte) kind() int        { return int(w & kindMask) }
+func (w pte) frame() pfn.Frame { return pfn.Frame(w >> 32) }
+func (w pte) hasFrame() bool   { return w.kind() == kindValid || w.kind() == kindTransition }
+func (w pte) isCommitted() bool {
+	return w.kind() != kindZero || w&committed != 0
+}
+
+// location is where a store keeps a page: the same bits as in a paged word, 0 = nowhere.
+func (w pte) location() location { return location(w &^ 0xff) }
+
+func validPTE(f pfn.Frame) pte      { return pte(f)<<32 | kindValid }
+func transitionPTE(f pfn.Frame) pte { return pte(f)<<32 | kindTransition }
+func pagedPTE(l location) pte       { return pte(l) | kindPaged }
+func inIOPTE(l location) pte        { return pte(l) | kindInIO }
+
+// location names a slot of a page file. 0 is none.
+type location uint64
+
+func makeLocation(file int, slot uint64) location {
+	return location((slot+1)<<16 | uint64(file)<<8)
+}
+func (l location) file() int    { return int(l >> 8 & 0xff) }
+func (l location) slot() uint64 { return uint64(l>>16) - 1 }
+
+func (l location) String() string {
+	if l == 0 {
+		return "nowhere"
+	}
+	return fmt.Sprintf("page file %d slot %d", l.file(), l.slot())
+}
+
+// owner is what the PFN database knows a prototype PTE by: leaf and index in it.
+type owner uint64
+
+func makeOwner(leaf uint32, index uint) owner { return owner(uint64(leaf)<<8 | uint64(index)) }
+func (o owner) leaf() uint32                  { return uint32(o >> 8) }
+func (o owner) index() uint                   { return uint(o & 0xff) }

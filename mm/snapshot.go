@@ -1,0 +1,97 @@
+package mm
+
+// Snapshot is one consistent copy of the manager's figures, taken under the PFN lock by copying counters; it never
+// walks the PFN database. Control files, the command and metrics render it; nothing else reads the manager's insides.
+// Page figures are in pages of PageSize bytes.
+type Snapshot struct {
+	Budget Budget // what --memory was divided into
+
+	Frames          uint64    // all frames of the arena
+	Zeroed          uint64    // pages on each list
+	Free            uint64    //
+	Standby         [8]uint64 // by priority
+	Modified        uint64
+	ModifiedNoWrite uint64
+	Transition      uint64 // under I/O
+	Active          uint64 // in a working set, RecordFrames included
+	Bad             uint64
+	RecordFrames    uint64 // Active frames whose memory the manager's own records took over (NT's nonpaged pool)
+
+	HostPages uint64 // pages that the host kernel may hold of ours (the system cache's working set)
+	HostLimit uint64 // above this the trimmer unmaps views
+	Views     uint64 // mapped 256 KiB views
+
+	Commit      uint64 // charged
+	CommitPeak  uint64
+	CommitLimit uint64 // what can be charged when every page file has grown to its maximum
+
+	RecordBytes uint64 // prototype PTEs, leaves, inodes, names, slots
+	Sections    uint64
+
+	PageFiles []PageFileInfo
+	Counters  Counters
+}
+
+// PageFileInfo describes one page file. Sizes in pages.
+type PageFileInfo struct {
+	Name string // path it was made at (it is unlinked at once)
+	Size uint64 // grown so far
+	Max  uint64
+	Used uint64
+	Peak uint64
+}
+
+// Counters only grow. The names carry Windows' meanings (Windows Internals 7 ch. 5, "Page faults").
+type Counters struct {
+	PageFaults       uint64 // all pages that had to be made valid
+	DemandZeroFaults uint64 // first store to a page
+	TransitionFaults uint64 // soft: from Standby, Modified or a page-out under way
+	HardFaults       uint64 // pages read back from their store on demand
+	CollidedFaults   uint64 // waited for another fault's read of the same page
+	HoleReads        uint64 // reads of never-written pages, served as zeros without a frame
+	PagesReadAhead   uint64 // pages read back before anybody asked for them
+	ReadAheadHits    uint64 // of those, pages that were touched later
+	PageReads        uint64 // read operations on stores
+	PagesInput       uint64 // pages read from stores
+	PageWrites       uint64 // write operations on stores
+	PagesOutput      uint64 // pages written to stores
+	BouncedReads     uint64 // pages answered from the reply buffer because no frame was left
+	DirectWrites     uint64 // pages written straight to slots because no frame was left
+	ViewsMapped      uint64
+	ViewsTrimmed     uint64
+	PagesTrimmed     uint64    // pages that left the system cache's working set
+	PagesFreed       uint64    // frames given back by truncate, punch, unlink
+	Laundered        uint64    // write-backs asked of the host before an unmap
+	Invalidations    uint64    // ranges unmapped in the host
+	Repurposed       [8]uint64 // Standby pages taken for another use, by priority
+	ZeroedPages      uint64    // by the zero-page thread
+	ChecksumErrors   uint64    // slots whose bytes were not what was written
+	ReadErrors       uint64    // store reads that failed, in pages
+	WriteErrors      uint64    // store writes that failed, in pages
+	CommitRefusals   uint64    // charges refused
+	RefusedWrites    uint64    // WRITEs of the host answered with no space
+}
+
+// PageInfo describes one page of a segment, for `pages` and `map`.
+type PageInfo struct {
+	Index    uint64 // page number in the section
+	State    byte   // one of the State… letters
+	Frame    int64  // frame number, or −1
+	Priority uint8  // of its frame
+	Dirty    bool   // its frame holds bytes that no store has
+	PageFile int    // page file that holds a copy, or −1
+	Slot     int64  // slot in it, or −1
+	Host     bool   // the host kernel may hold a copy (mapped in a view)
+}
+
+// The state letters of `map`, one a page.
+const (
+	StateZero       = '.' // never written
+	StateCommitted  = 'z' // promised by fallocate, never written
+	StateActive     = 'A'
+	StateStandby    = 'S'
+	StateModified   = 'M'
+	StateNoWrite    = 'N' // modified, not to be written
+	StateTransition = 'T' // under I/O
+	StatePaged      = 'P' // in a page file only
+)

@@ -1,0 +1,25 @@
+package mm
+
+import "time"
+
+// throttleMost is the longest that a READ or WRITE waits while the host holds far more than its share. It does not wait
+// for the trimmer: it gives the trimmer time.
+const throttleMost = 5 * time.Millisecond
+
+// throttle delays a request that arrives while the host holds far more of our pages than its share, in small steps while
+// that lasts, and never longer than throttleMost.
+func (s *System) throttle() {
+	for waited := time.Duration(0); waited < throttleMost && s.farOverLimit(); {
+		s.trimmer.kick()
+		const step = 500 * time.Microsecond
+		time.Sleep(step)
+		waited += step
+	}
+}
+
+// farOverLimit leaves the trimmer a batch's room before requests are delayed.
+func (s *System) farOverLimit() bool {
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	return s.cache.pages+s.cache.leaving > s.cache.limit+s.cache.limit/8+trimViews*ViewPages
+}
