@@ -1,0 +1,881 @@
+package fs
+
+import (
+	"bytes"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"memfs/fs/ctl"
+	"memfs/mapping"
+)
+
+// The control tree gives the tables of package ctl nodes. What a file says and obeys is there; here is only what FUSE
+// and the real tree have to do with it:
+//
+//	.proc/NAME                 ctl.Top
+//	.proc/files/               the real tree again, from its root
+//	.proc/files/DIR/           a real directory: its entries, and ctl.PerDir for itself
+//	.proc/files/PATH/          a regular file: a folder with ctl.PerFile
+//	                           symlinks (not followed), fifos, sockets and devices: a folder with ctl.PerSpecial
+//
+// A real name that looks like a control of its directory (":info") has one more colon in front in .proc/files.
+//
+// Nothing here is cached by the host: entries and attributes have time-out 0 and files are FOPEN_DIRECT_IO. A readable
+// file is rendered at open and read from that copy. A ctl is a stream besides: its writes run commands, its reads
+// consume the answers.
+//
+// Locks: controlTree.mu and controlHandle.mu are leaves: nothing is called with one of them held, least of all the real
+// tree or the memory manager.
+
+// controlBit marks the node ids of the control tree. Below it an id says all there is to say of its node: the kind, the
+// row of the kind's table, and the id of the real node, which is never reused. So the control tree keeps no nodes, however
+// much of it the host has looked up, and the same thing has the same st_ino for ever.
+const (
+	controlBit      = 1 << 62
+	controlKindBits = 58
+	controlKindMask = 1<<(62-controlKindBits) - 1
+	controlRowBits  = 50 // the row, doubled, plus one for its JSON twin
+	controlRowMask  = 1<<(controlKindBits-controlRowBits) - 1
+	controlRealMask = 1<<controlRowBits - 1
+)
+
+type controlKind uint8
+
+const (
+	controlRoot       controlKind = iota // .proc
+	controlTop                           // a row of ctl.Top
+	controlDir                           // a real directory
+	controlDirRow                        // a row of ctl.PerDir
+	controlFile                          // a regular file's folder
+	controlFileRow                       // a row of ctl.PerFile
+	controlSpecial                       // the folder of another real node
+	controlSpecialRow                    // a row of ctl.PerSpecial
+)
+
+// filesName is the name of the real tree's copy in .proc.
+const filesName = "files"
+
+// controlNode says what a node of the control tree is. It never changes.
+type controlNode struct {
+	kind controlKind
+	row  int   // of the kind's table
+	json bool  // the row's JSON twin
+	real *node // nil in .proc itself
+}
+
+func (n *controlNode) id() uint64 {
+	row := uint64(n.row) << 1
+	if n.json {
+		row |= 1
+	}
+	id := controlBit | uint64(n.kind)<<controlKindBits | row<<controlRowBits
+	if n.real != nil {
+		id |= n.real.id & controlRealMask
+	}
+	return id
+}
+
+func (n *controlNode) isDir() bool {
+	switch n.kind {
+	case controlRoot, controlDir, controlFile, controlSpecial:
+		return true
+	}
+	return false
+}
+
+// controlHandle is an open file of the control tree.
+type controlHandle struct {
+	node controlNode
+	text *ctl.Text // of a readable file
+
+	mu sync.Mutex
+	// Of a ctl: what has been answered and not yet read.
+	// +checklocks:mu
+	answer []byte
+	// fresh says that answer is what another handle's commands were answered; the first write drops it.
+	// +checklocks:mu
+	fresh bool
+}
+
+// lastAnswer is what a fresh reader of a ctl gets: everything that the handle which was written to last was answered,
+// since a shell makes several writes of `printf 'trim\nflush\n' > ctl`.
+type lastAnswer struct {
+	fh   uint64
+	text []byte
+}
+
+// Bounds on what the control tree may cost the host.
+const (
+	maxControlHandles = 1024     // open at once
+	maxOwnerHandles   = 2048     // the same for root and the mount's owner, so that nobody can lock them out
+	maxAnswer         = 16 << 10 // bytes of answers kept for a reader; older ones are dropped
+	maxLastAnswers    = 64       // ctl files whose last answers are kept
+)
+
+// controlTree is .proc.
+type controlTree struct {
+	fs    *fileSystem
+	mount *ctl.Mount
+	env   ctl.Env
+	born  time.Time
+
+	mu sync.Mutex
+	// +checklocks:mu
+	handles map[uint64]*controlHandle
+	// +checklocks:mu
+	lastHandle uint64
+	// last keeps the answers of the ctl files that were written to last, by node id; lastOrder is the order of that.
+	// +checklocks:mu
+	last map[uint64]lastAnswer
+	// +checklocks:mu
+	lastOrder []uint64
+}
+
+func newControlTree(f *fileSystem) *controlTree {
+	return &controlTree{
+		fs: f,
+		mount: &ctl.Mount{
+			Machine: f.sys,
+			Version: f.opts.Version,
+			Facts:   f.opts.Facts,
+			Inodes:  f.inodeCounts,
+		},
+		env: ctl.Env{
+			Gate:  ctl.Gate(f.gate),
+			Errno: func(err error) syscall.Errno { return syscall.Errno(errno(err)) },
+		},
+		born:    time.Now(),
+		handles: make(map[uint64]*controlHandle),
+		last:    make(map[uint64]lastAnswer),
+	}
+}
+
+// Nodes.
+
+// node is the node of an id; false if there is none, or its real node is no more.
+func (c *controlTree) node(id uint64) (n controlNode, ok bool) {
+	row := int(id >> controlRowBits & controlRowMask)
+	n = controlNode{kind: controlKind(id >> controlKindBits & controlKindMask), row: row >> 1, json: row&1 != 0}
+	if n.kind != controlRoot && n.kind != controlTop {
+		if n.real = c.fs.nodes.get(id & controlRealMask); n.real == nil {
+			return n, false
+		}
+	}
+	return n, n.valid() && n.id() == id
+}
+
+// valid says whether there is such a row, and such a node as the table is for. Ids that we did not make come out of file
+// handles.
+func (n *controlNode) valid() bool {
+	rows := 1
+	switch n.kind {
+	case controlRoot:
+	case controlTop:
+		rows = len(ctl.Top)
+	case controlDir, controlDirRow:
+		if !n.real.isDir() {
+			return false
+		}
+		if n.kind == controlDirRow {
+			rows = len(ctl.PerDir)
+		}
+	case controlFile, controlFileRow:
+		if !n.real.isRegular() {
+			return false
+		}
+		if n.kind == controlFileRow {
+			rows = len(ctl.PerFile)
+		}
+	case controlSpecial, controlSpecialRow:
+		if n.real.isDir() || n.real.isRegular() {
+			return false
+		}
+		if n.kind == controlSpecialRow {
+			rows = len(ctl.PerSpecial)
+		}
+	default:
+		return false
+	}
+	return n.row < rows && !(n.json && (n.isDir() || n.isCtl()))
+}
+
+// enter answers a lookup of n.
+func (c *controlTree) enter(n *controlNode, out *fuse.EntryOut) {
+	*out = fuse.EntryOut{NodeId: n.id()}
+	c.fillAttr(n, &out.Attr)
+}
+
+// root answers a lookup of .proc.
+func (c *controlTree) root(out *fuse.EntryOut) {
+	c.enter(&controlNode{kind: controlRoot}, out)
+}
+
+// forget has nothing to do: no node is kept.
+func (c *controlTree) forget(id, lookups uint64) {}
+
+// controlFor is the node of .proc/files that stands for a real node.
+func controlFor(real *node) controlNode {
+	switch {
+	case real.isDir():
+		return controlNode{kind: controlDir, real: real}
+	case real.isRegular():
+		return controlNode{kind: controlFile, real: real}
+	}
+	return controlNode{kind: controlSpecial, real: real}
+}
+
+// find is the entry of a directory by name.
+func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
+	row, json := -1, false
+	n := controlNode{real: dir.real}
+	switch dir.kind {
+	case controlRoot:
+		if name == filesName {
+			return controlFor(c.fs.rootNode()), true
+		}
+		n.kind = controlTop
+		row, json = ctl.Lookup(ctl.Top, name)
+	case controlDir:
+		n.kind = controlDirRow
+		row, json = ctl.Lookup(ctl.PerDir, name)
+		if row < 0 {
+			real := dir.real.child(realName(name))
+			if real == nil {
+				return n, false
+			}
+			return controlFor(real), true
+		}
+	case controlFile:
+		n.kind = controlFileRow
+		row, json = ctl.Lookup(ctl.PerFile, name)
+	case controlSpecial:
+		n.kind = controlSpecialRow
+		row, json = ctl.Lookup(ctl.PerSpecial, name)
+	}
+	if row < 0 || gone(dir.real) {
+		return n, false
+	}
+	n.row, n.json = row, json
+	return n, true
+}
+
+// gone says that a real node has no name left, so that its controls have none either.
+func gone(real *node) bool {
+	return real != nil && real.attr().Nlink == 0
+}
+
+// A name of a real directory that, but for the colons in front, is a control of a directory gets one more colon.
+
+func shownName(name string) string {
+	if controlLike(name) {
+		return ":" + name
+	}
+	return name
+}
+
+func realName(shown string) string {
+	if name, ok := strings.CutPrefix(shown, ":"); ok && controlLike(name) {
+		return name
+	}
+	return shown
+}
+
+func controlLike(name string) bool {
+	bare := strings.TrimLeft(name, ":")
+	if bare == name {
+		return false
+	}
+	row, _ := ctl.Lookup(ctl.PerDir, ":"+bare)
+	return row >= 0
+}
+
+func (c *controlTree) lookup(cancel <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	dir, ok := c.node(header.NodeId)
+	if !ok {
+		return fuse.ENOENT
+	}
+	if !dir.isDir() && name != "." {
+		return fuse.ENOTDIR
+	}
+	n := dir
+	if name != "." { // asked for when the host opens a file handle
+		if n, ok = c.find(&dir, name); !ok {
+			return fuse.ENOENT
+		}
+	}
+	c.enter(&n, out)
+	return fuse.OK
+}
+
+// Attributes.
+
+// perm returns the permission bits, at most, of a row and whether it shows which pages are in memory.
+func (n *controlNode) perm() (perm uint32, residency bool) {
+	switch n.kind {
+	case controlTop:
+		e := &ctl.Top[n.row]
+		return e.Perm, e.Residency
+	case controlDirRow:
+		e := &ctl.PerDir[n.row]
+		return e.Perm, e.Residency
+	case controlFileRow:
+		e := &ctl.PerFile[n.row]
+		return e.Perm, e.Residency
+	case controlSpecialRow:
+		e := &ctl.PerSpecial[n.row]
+		return e.Perm, e.Residency
+	}
+	return 0, false
+}
+
+// isCtl says that the node takes commands.
+func (n *controlNode) isCtl() bool {
+	perm, _ := n.perm()
+	return perm&0200 != 0
+}
+
+// guardedAttr is the attributes of a real node, with permissions that are safe to copy. A node with an ACL may let less of
+// a group, or of the others, in than its mode says: what belongs to it is then its owner's alone.
+func guardedAttr(real *node) fuse.Attr {
+	real.mu.Lock()
+	defer real.mu.Unlock()
+	attr := real.attrLocked()
+	if _, ok := real.xattrs[aclAccess]; ok {
+		attr.Mode &^= 0077
+	}
+	return attr
+}
+
+// controlMode is the mode of a node, whose real node has the given one.
+//
+// The host checks permissions by these modes (default_permissions), so they let nobody see more than the real tree
+// does: directories have the real directories' bits, the readable controls of a file its read bits, and those that show
+// which pages are in memory only those of them that come with a write bit, as with mincore(2). The owner of a file can
+// always reach its ctl.
+func (n *controlNode) controlMode(real uint32) uint32 {
+	switch n.kind {
+	case controlRoot:
+		return syscall.S_IFDIR | 0555
+	case controlDir:
+		return syscall.S_IFDIR | real&0555
+	case controlFile, controlSpecial:
+		read := real & 0444
+		return syscall.S_IFDIR | 0500 | read | read>>2
+	case controlTop:
+		perm, _ := n.perm()
+		return syscall.S_IFREG | perm
+	}
+	perm, residency := n.perm()
+	if n.isCtl() {
+		return syscall.S_IFREG | perm
+	}
+	read := real & 0444
+	if residency {
+		read &= 0400 | real<<1
+	}
+	return syscall.S_IFREG | perm&read
+}
+
+func (c *controlTree) fillAttr(n *controlNode, out *fuse.Attr) {
+	*out = fuse.Attr{Ino: n.id(), Nlink: 1, Blksize: 4096}
+	if n.isDir() {
+		out.Nlink = 2
+	}
+	if n.real == nil {
+		out.Mode = n.controlMode(0)
+		out.Owner = fuse.Owner{Uid: c.fs.opts.UID, Gid: c.fs.opts.GID}
+		out.SetTimes(&c.born, &c.born, &c.born)
+		return
+	}
+	real := guardedAttr(n.real)
+	out.Mode = n.controlMode(real.Mode)
+	out.Owner = real.Owner
+	out.Atime, out.Atimensec = real.Atime, real.Atimensec
+	out.Mtime, out.Mtimensec = real.Mtime, real.Mtimensec
+	out.Ctime, out.Ctimensec = real.Ctime, real.Ctimensec
+}
+
+func (c *controlTree) getattr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, ok := c.node(in.NodeId)
+	if !ok {
+		return fuse.ENOENT
+	}
+	*out = fuse.AttrOut{}
+	c.fillAttr(&n, &out.Attr)
+	return fuse.OK
+}
+
+// setattr lets a ctl be truncated, as `echo … > ctl` does before it writes, and touched; nothing else can be set.
+func (c *controlTree) setattr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, ok := c.node(in.NodeId)
+	if !ok {
+		return fuse.ENOENT
+	}
+	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 || n.isDir() {
+		return fuse.EPERM
+	}
+	if !n.isCtl() {
+		return fuse.EACCES
+	}
+	if size, ok := in.GetSize(); ok && size != 0 {
+		return fuse.EINVAL
+	}
+	*out = fuse.AttrOut{}
+	c.fillAttr(&n, &out.Attr)
+	return fuse.OK
+}
+
+// Handles.
+
+// steers says whether the caller may do with the mount as he likes.
+func (c *controlTree) steers(caller *fuse.Caller) bool {
+	return caller.Uid == 0 || caller.Uid == c.fs.opts.UID
+}
+
+// keep makes a handle of h, or fails when there are too many.
+func (c *controlTree) keep(h *controlHandle, caller *fuse.Caller) (uint64, fuse.Status) {
+	most := maxControlHandles
+	if c.steers(caller) {
+		most = maxOwnerHandles
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.handles) >= most {
+		return 0, fuse.Status(syscall.ENFILE)
+	}
+	c.lastHandle++
+	c.handles[c.lastHandle] = h
+	return c.lastHandle, fuse.OK
+}
+
+func (c *controlTree) handle(fh uint64) *controlHandle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.handles[fh]
+}
+
+func (c *controlTree) drop(fh uint64) {
+	c.mu.Lock()
+	h := c.handles[fh]
+	delete(c.handles, fh)
+	c.mu.Unlock()
+	if h != nil && h.text != nil {
+		h.text.Close()
+	}
+}
+
+// close ends the handles that the host has left open.
+func (c *controlTree) close() {
+	c.mu.Lock()
+	handles := c.handles
+	c.handles = make(map[uint64]*controlHandle)
+	c.mu.Unlock()
+	for _, h := range handles {
+		if h.text != nil {
+			h.text.Close()
+		}
+	}
+}
+
+// OnUnmount is called after the last request. A mount that was aborted, or unmounted with files open, never releases them.
+func (f *fileSystem) OnUnmount() { f.control.close() }
+
+func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n, ok := c.node(in.NodeId)
+	switch {
+	case !ok:
+		return fuse.ENOENT
+	case n.isDir():
+		return fuse.EISDIR
+	case gone(n.real):
+		return fuse.ENOENT
+	}
+	h := &controlHandle{node: n}
+	flags := uint32(fuse.FOPEN_DIRECT_IO)
+	if n.isCtl() {
+		flags |= fuse.FOPEN_STREAM
+		answer := c.lastAnswer(&n)
+		h.mu.Lock()
+		h.answer, h.fresh = answer, true
+		h.mu.Unlock()
+	} else {
+		if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+			return fuse.EACCES // the mode alone does not keep root from it
+		}
+		text, status := c.render(&n, &in.Caller)
+		if !status.Ok() {
+			return status
+		}
+		h.text = text
+	}
+	fh, status := c.keep(h, &in.Caller)
+	if !status.Ok() {
+		if h.text != nil {
+			h.text.Close()
+		}
+		return status
+	}
+	out.Fh, out.OpenFlags = fh, flags
+	return fuse.OK
+}
+
+// render makes what a readable file says to one caller, as of now.
+func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fuse.Status) {
+	var doc *ctl.Doc
+	switch n.kind {
+	case controlTop:
+		doc = ctl.Top[n.row].Render(c.mount)
+	case controlFileRow:
+		if status := sentToUs(n.real); !status.Ok() {
+			return nil, status
+		}
+		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{Stat: controlStat(n.real), File: n.real.section})
+	case controlDirRow:
+		dir, status := sum(n.real, caller)
+		if !status.Ok() {
+			return nil, status
+		}
+		doc = ctl.PerDir[n.row].Render(dir)
+	case controlSpecialRow:
+		stat := controlStat(n.real)
+		doc = ctl.PerSpecial[n.row].Render(&stat)
+	default:
+		return nil, fuse.EINVAL
+	}
+	var ledger ctl.Ledger
+	if n.real != nil { // .proc's own are short, and must be readable when there is no room for anything
+		ledger = c.fs.sys
+	}
+	text, err := ctl.Render(doc, n.json, ledger)
+	return text, errno(err)
+}
+
+// sentToUs has the host send what programs have written to a file, so that what is said of it is the truth. It waits for
+// that, but EBUSY if too many wait already. When the host's writing fails, the figures are of what it has sent: whoever
+// looks into a full mount must not be refused.
+func sentToUs(real *node) fuse.Status {
+	if !real.openForWriting() {
+		return fuse.OK
+	}
+	if !real.fs.enterGate() {
+		return fuse.EBUSY
+	}
+	defer real.fs.leaveGate()
+	_ = real.writeBack()
+	return fuse.OK
+}
+
+// typeNames are the types of files as find(1) and stat(1) name them.
+var typeNames = map[uint32]string{
+	syscall.S_IFREG: "regular", syscall.S_IFDIR: "directory", syscall.S_IFLNK: "symlink", syscall.S_IFIFO: "fifo",
+	syscall.S_IFSOCK: "socket", syscall.S_IFBLK: "block device", syscall.S_IFCHR: "character device",
+}
+
+func controlStat(real *node) ctl.Stat {
+	return ctl.Stat{Inode: real.id, Type: typeNames[real.kind], Links: uint64(real.attr().Nlink)}
+}
+
+func (c *controlTree) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h := c.handle(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	buf = buf[:min(len(buf), int(in.Size))]
+	if h.text != nil {
+		n, err := h.text.ReadAt(buf, int64(in.Offset))
+		if err != nil && err != io.EOF {
+			return nil, fuse.EIO
+		}
+		return fuse.ReadResultData(buf[:n]), fuse.OK
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := copy(buf, h.answer)
+	h.answer = h.answer[n:]
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := c.handle(in.Fh)
+	if h == nil || !h.node.isCtl() {
+		return 0, fuse.EBADF
+	}
+	var answer []byte
+	var failed syscall.Errno
+	switch h.node.kind {
+	case controlTop:
+		answer, failed = ctl.Execute(ctl.ManagerVerbs, c.mount, data, c.env)
+	case controlFileRow:
+		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Files: func(f func(ctl.File)) uint64 {
+			f(h.node.real.section)
+			return 0
+		}}, data, c.env)
+	case controlDirRow:
+		caller := in.Caller
+		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Dir: true, Files: func(f func(ctl.File)) uint64 {
+			return c.steerable(h.node.real, &caller, f)
+		}}, data, c.env)
+	}
+	if len(answer) > 0 { // else there was no command
+		c.keepAnswer(&h.node, in.Fh, answer)
+		h.push(answer)
+	}
+	if failed != 0 {
+		return 0, fuse.Status(failed)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+// push adds answers to those that wait for the handle's reader.
+func (h *controlHandle) push(answer []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fresh {
+		h.answer, h.fresh = nil, false
+	}
+	h.answer = newestLines(slices.Concat(h.answer, answer), maxAnswer)
+}
+
+// newestLines copies the last lines of text that together are not longer than limit.
+func newestLines(text []byte, limit int) []byte {
+	if len(text) > limit {
+		text = text[len(text)-limit:]
+		text = text[bytes.IndexByte(text, '\n')+1:]
+	}
+	return bytes.Clone(text)
+}
+
+// lastAnswer is what a fresh reader of a ctl gets; before any command, the list of commands.
+func (c *controlTree) lastAnswer(n *controlNode) []byte {
+	c.mu.Lock()
+	last, ok := c.last[n.id()]
+	c.mu.Unlock()
+	switch {
+	case ok:
+		return last.text
+	case n.kind == controlTop:
+		return []byte(ctl.Help(ctl.ManagerVerbs))
+	}
+	return []byte(ctl.Help(ctl.FileVerbs))
+}
+
+func (c *controlTree) keepAnswer(n *controlNode, fh uint64, answer []byte) {
+	id := n.id()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := c.last[id]
+	c.lastOrder = append(slices.DeleteFunc(c.lastOrder, func(other uint64) bool { return other == id }), id)
+	if len(c.lastOrder) > maxLastAnswers {
+		delete(c.last, c.lastOrder[0])
+		c.lastOrder = slices.Delete(c.lastOrder, 0, 1)
+	}
+	if last.fh == fh {
+		answer = slices.Concat(last.text, answer)
+	}
+	c.last[id] = lastAnswer{fh, newestLines(answer, maxAnswer)}
+}
+
+func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status { return fuse.OK }
+
+func (c *controlTree) fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+func (c *controlTree) release(cancel <-chan struct{}, in *fuse.ReleaseIn) { c.drop(in.Fh) }
+
+// Directories.
+
+// opendir makes no handle: a READDIR finds its place by offset.
+func (c *controlTree) opendir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n, ok := c.node(in.NodeId)
+	switch {
+	case !ok:
+		return fuse.ENOENT
+	case !n.isDir():
+		return fuse.ENOTDIR
+	}
+	return fuse.OK
+}
+
+func (c *controlTree) releasedir(in *fuse.ReleaseIn) {}
+
+// cookieBase is what is added to the cookies of a real directory's entries; below it are those of the controls.
+const cookieBase = 256
+
+// readdir lists a directory. With plus the attributes could be sent along; they are left out (a node id of 0), because a
+// lookup that follows has to ask for them again anyway: nothing here may be cached.
+func (c *controlTree) readdir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
+	dir, ok := c.node(in.NodeId)
+	switch {
+	case !ok:
+		return fuse.ENOENT
+	case !dir.isDir():
+		return fuse.ENOTDIR
+	}
+	add := func(name string, n *controlNode, offset uint64) bool {
+		entry := fuse.DirEntry{Name: name, Ino: n.id(), Off: offset, Mode: syscall.S_IFREG}
+		if n.isDir() {
+			entry.Mode = syscall.S_IFDIR
+		}
+		return addEntry(out, entry, plus, nil)
+	}
+	controls := c.controls(&dir)
+	for i := in.Offset; i < uint64(len(controls)); i++ {
+		n := dir // of . and ..
+		if name := controls[i]; i >= 2 {
+			if n, ok = c.find(&dir, name); !ok {
+				continue
+			}
+		}
+		if !add(controls[i], &n, i+1) {
+			return fuse.OK
+		}
+	}
+	if dir.kind == controlDir {
+		c.listReal(dir.real, in.Offset, add)
+	}
+	return fuse.OK
+}
+
+// controls is what a directory has of the control tree's own.
+func (c *controlTree) controls(dir *controlNode) []string {
+	names := []string{".", ".."}
+	switch dir.kind {
+	case controlRoot:
+		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName)
+	case controlDir:
+		names = slices.AppendSeq(names, ctl.Names(ctl.PerDir))
+	case controlFile:
+		names = slices.AppendSeq(names, ctl.Names(ctl.PerFile))
+	case controlSpecial:
+		names = slices.AppendSeq(names, ctl.Names(ctl.PerSpecial))
+	}
+	return names
+}
+
+// listReal adds the entries of a real directory behind an offset.
+func (c *controlTree) listReal(dir *node, offset uint64, add func(name string, n *controlNode, offset uint64) bool) {
+	c.fs.tree.RLock()
+	defer c.fs.tree.RUnlock()
+	for _, e := range dir.dir.after(max(offset, cookieBase) - cookieBase) {
+		if e.node == nil {
+			continue
+		}
+		n := controlFor(e.node)
+		if !add(shownName(e.name), &n, e.cookie+cookieBase) {
+			return
+		}
+	}
+}
+
+// What lies below a directory.
+
+// below calls f for every node below dir, each regular file once even if it has several names there. It goes into a
+// directory if enter says so. The tree may change meanwhile: what is moved may be seen twice or not at all.
+func below(dir *node, enter func(*node) bool, f func(*node)) {
+	linked := make(map[uint64]bool)
+	for pending := []*node{dir}; len(pending) > 0; {
+		d := pending[len(pending)-1]
+		pending = pending[:len(pending)-1]
+		for _, name := range d.names() {
+			n := d.child(name)
+			if n == nil {
+				continue
+			}
+			if n.isRegular() && n.attr().Nlink > 1 {
+				if linked[n.id] {
+					continue
+				}
+				linked[n.id] = true
+			}
+			f(n)
+			if n.isDir() && enter(n) {
+				pending = append(pending, n)
+			}
+		}
+	}
+}
+
+// may says whether the caller has all of the permission bits want (of 7) for real. It knows the caller's own group
+// only, no supplementary ones: it errs on the side of no.
+func may(caller *fuse.Caller, real *node, want uint32) bool {
+	if caller.Uid == 0 {
+		return true
+	}
+	attr := guardedAttr(real)
+	have := attr.Mode
+	switch {
+	case caller.Uid == attr.Uid:
+		have >>= 6
+	case caller.Gid == attr.Gid:
+		have >>= 3
+	}
+	return have&want == want
+}
+
+// sum adds up what lies below a directory as far as the caller may look.
+func sum(real *node, caller *fuse.Caller) (*ctl.Directory, fuse.Status) {
+	dir := &ctl.Directory{Stat: controlStat(real)}
+	status := fuse.OK
+	below(real, func(d *node) bool {
+		if may(caller, d, 5) {
+			return true
+		}
+		dir.Skipped++
+		return false
+	}, func(n *node) {
+		switch {
+		case n.isDir():
+			dir.Directories++
+		case !n.isRegular():
+			dir.Others++
+		case !may(caller, n, 4):
+			dir.Skipped++
+		case status.Ok():
+			if status = sentToUs(n); status.Ok() {
+				dir.Files++
+				dir.Blocks += n.section.Blocks()
+				addInfo(&dir.Sum, n.section.Info())
+			}
+		}
+	})
+	return dir, status
+}
+
+func addInfo(sum *mapping.Info, i mapping.Info) {
+	sum.Size += min(i.Size, math.MaxUint64-sum.Size) // three sparse files may have more than that
+	sum.Committed += i.Committed
+	sum.Active += i.Active
+	sum.Standby += i.Standby
+	sum.Modified += i.Modified
+	sum.Transition += i.Transition
+	sum.Paged += i.Paged
+	sum.HostCached += i.HostCached
+}
+
+// steerable calls f for the files below a directory that the caller may steer one by one as well: his own; all of them, if
+// he is root or the mount's owner. It returns how many files and directories it left out.
+func (c *controlTree) steerable(dir *node, caller *fuse.Caller, f func(ctl.File)) (skipped uint64) {
+	all := c.steers(caller)
+	below(dir, func(d *node) bool {
+		if all || may(caller, d, 5) {
+			return true
+		}
+		skipped++
+		return false
+	}, func(n *node) {
+		switch {
+		case !n.isRegular():
+		case all || n.attr().Uid == caller.Uid:
+			f(n.section)
+		default:
+			skipped++
+		}
+	})
+	return skipped
+}

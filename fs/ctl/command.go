@@ -1,0 +1,440 @@
+package ctl
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"memfs/mm"
+)
+
+// Bounds of one write. More is refused whole, so that a ctl file fed with noise costs nothing.
+const (
+	MaxWrite    = 64 << 10 // bytes
+	MaxCommands = 100      // lines that are not empty
+)
+
+// Tally is one figure of an OK answer: name=n.
+type Tally struct {
+	Name string
+	N    uint64
+}
+
+// Range is the byte range that a command was given; to the end of the file when none was.
+type Range struct {
+	Off, Len int64 // Len −1 is to the end
+}
+
+// Verb is one row of a command table. T is what the table's commands steer.
+type Verb[T any] struct {
+	Words    string // what is written: one word, or two
+	Range    bool   // takes [OFF [LEN]]
+	Help     string // one line
+	Launders bool   // has the host kernel write back or unmap: passes the gate
+	// Run does it and says how many pages it moved, also when it fails half way.
+	Run func(t T, r Range) ([]Tally, error)
+}
+
+// ManagerVerbs are the commands of .proc/ctl. The empty … ones are RAMMap's.
+var ManagerVerbs = []Verb[*Mount]{
+	{Words: "trim", Launders: true, Run: trimMount,
+		Help: "unmap every view in the host, then write the modified pages: memory holds clean copies only"},
+	{Words: "flush", Run: flushMount, Help: "write the modified pages to their page files"},
+	{Words: "empty workingsets", Launders: true, Run: emptyWorkingSets,
+		Help: "unmap every view in the host; pages go to the modified and standby lists"},
+	{Words: "empty systemcache", Launders: true, Run: emptyWorkingSets,
+		Help: "the same for the system cache's working set alone, today the only one"},
+	{Words: "empty modified", Run: flushMount, Help: "write the modified pages; they go to the standby list"},
+	{Words: "empty standby", Run: emptyStandby, Help: "free the pages of all standby lists"},
+	{Words: "empty standby0", Run: emptyStandby0, Help: "free the standby pages of priority 0"},
+	{Words: "empty all", Launders: true, Run: emptyAll, Help: "workingsets, then modified, then standby"},
+	{Words: "zero", Run: zeroFree, Help: "zero the free pages now"},
+	{Words: "check", Run: checkMount, Help: "prove the manager's invariants; .proc/check has the findings"},
+}
+
+// FileVerbs are the commands of a file's or directory's ctl.
+var FileVerbs = []Verb[*Target]{
+	{Words: "trim", Launders: true, Run: trimFiles,
+		Help: "unmap the file's views in the host, then write its modified pages"},
+	{Words: "flush", Launders: true, Run: flushFiles,
+		Help: "have the host send what programs wrote, and write the file's modified pages"},
+	{Words: "prefetch", Range: true, Run: prefetchFiles,
+		Help: "read pages back from their page files: LEN bytes from OFF on, or to the end of the file"},
+}
+
+func trimMount(m *Mount, _ Range) ([]Tally, error) {
+	trimmed, err := m.TrimAll()
+	written, err2 := m.FlushModified()
+	return []Tally{{"trimmed", trimmed}, {"written", written}}, both(err, err2)
+}
+
+func flushMount(m *Mount, _ Range) ([]Tally, error) {
+	written, err := m.FlushModified()
+	return []Tally{{"written", written}}, err
+}
+
+func emptyWorkingSets(m *Mount, _ Range) ([]Tally, error) {
+	trimmed, err := m.TrimAll()
+	return []Tally{{"trimmed", trimmed}}, err
+}
+
+func emptyStandby(m *Mount, _ Range) ([]Tally, error) {
+	return []Tally{{"freed", m.EmptyStandby()}}, nil
+}
+
+func emptyStandby0(m *Mount, _ Range) ([]Tally, error) {
+	return []Tally{{"freed", m.EmptyStandby0()}}, nil
+}
+
+func emptyAll(m *Mount, r Range) ([]Tally, error) {
+	tally, err := trimMount(m, r)
+	return append(tally, Tally{"freed", m.EmptyStandby()}), err
+}
+
+func zeroFree(m *Mount, _ Range) ([]Tally, error) {
+	return []Tally{{"zeroed", m.ZeroFree()}}, nil
+}
+
+func checkMount(m *Mount, _ Range) ([]Tally, error) {
+	found := m.Check()
+	if len(found) == 0 {
+		return []Tally{{"found", 0}}, nil
+	}
+	// EUCLEAN is what file systems answer when they find themselves inconsistent.
+	return nil, &refusal{syscall.EUCLEAN, fmt.Sprintf("%d invariants do not hold, the first: %s; read .proc/check",
+		len(found), oneLine(found[0]))}
+}
+
+// Target is what a ctl of .proc/files steers: one file, or the files below a directory.
+type Target struct {
+	// Files calls f for each file once and says how many it left out, because the writer may not steer them.
+	Files func(f func(File)) (skipped uint64)
+	// Dir says that the answer tells how many files there were, and that one file's failure does not end the command.
+	Dir bool
+}
+
+// each runs f on every file, which adds the pages that it moved to the tally.
+func (t *Target) each(tally []Tally, f func(File, []Tally) error) ([]Tally, error) {
+	var files, failed uint64
+	var first error
+	skipped := t.Files(func(file File) {
+		err := f(file, tally)
+		if t.Dir && errors.Is(err, mm.StatusDeleted) { // unlinked since the directory was read
+			return
+		}
+		files++
+		if err != nil {
+			failed++
+			if first == nil {
+				first = err
+			}
+		}
+	})
+	if !t.Dir {
+		return tally, first
+	}
+	if first != nil {
+		first = fmt.Errorf("%d of %d files: %w", failed, files, first)
+	}
+	return append(tally, Tally{"files", files}, Tally{"skipped", skipped}), first
+}
+
+func trimFiles(t *Target, _ Range) ([]Tally, error) {
+	return t.each([]Tally{{Name: "trimmed"}, {Name: "written"}}, func(f File, moved []Tally) error {
+		trimmed, err := f.Trim()
+		written, err2 := f.Flush()
+		moved[0].N += trimmed
+		moved[1].N += written
+		return both(err, err2)
+	})
+}
+
+func flushFiles(t *Target, _ Range) ([]Tally, error) {
+	return t.each([]Tally{{Name: "written"}}, func(f File, moved []Tally) error {
+		written, err := f.Flush()
+		moved[0].N += written
+		return err
+	})
+}
+
+func prefetchFiles(t *Target, r Range) ([]Tally, error) {
+	return t.each([]Tally{{Name: "prefetched"}}, func(f File, moved []Tally) error {
+		n := int64(min(f.Info().Size, math.MaxInt64)) - r.Off
+		if r.Len >= 0 {
+			n = min(n, r.Len)
+		}
+		if n <= 0 {
+			return nil
+		}
+		prefetched, err := f.Prefetch(r.Off, n)
+		moved[0].N += prefetched
+		return err
+	})
+}
+
+// refusal is an error of the language itself, which knows its errno.
+type refusal struct {
+	errno syscall.Errno
+	text  string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+func invalid(format string, args ...any) *refusal {
+	return &refusal{syscall.EINVAL, fmt.Sprintf(format, args...)}
+}
+
+// parse finds the row of a command's words and its range.
+func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Range, error) {
+	whole := Range{Len: -1}
+	var second []string // what may follow the first word
+	for i := range verbs {
+		v := &verbs[i]
+		first, rest, two := strings.Cut(v.Words, " ")
+		if words[0] != first {
+			continue
+		}
+		args := words[1:]
+		if two {
+			second = append(second, rest)
+			if len(args) == 0 || args[0] != rest {
+				continue
+			}
+			args = args[1:]
+		}
+		if !v.Range {
+			if len(args) > 0 {
+				return nil, whole, invalid("%s takes no arguments, but has %s", v.Words, quote(args[0]))
+			}
+			return v, whole, nil
+		}
+		r, err := parseRange(v.Words, args)
+		return v, r, err
+	}
+	switch {
+	case second == nil:
+		return nil, whole, invalid("unknown command %s: write help for the list", quote(words[0]))
+	case len(words) == 1:
+		return nil, whole, invalid("%s wants one of %s", words[0], strings.Join(second, ", "))
+	}
+	return nil, whole, invalid("%s %s: want one of %s", words[0], quote(words[1]), strings.Join(second, ", "))
+}
+
+func parseRange(verb string, args []string) (Range, error) {
+	r := Range{Len: -1}
+	if len(args) > 2 {
+		return r, invalid("%s takes OFF and LEN at most, but has %s", verb, quote(args[2]))
+	}
+	for i, name := range []string{"OFF", "LEN"}[:len(args)] {
+		n, err := parseSize(args[i])
+		if err != nil {
+			return r, invalid("%s: %s %s is not a number of bytes up to 8E-1: write it as 4096, 0x1000 or 4K", verb,
+				name, quote(args[i]))
+		}
+		if i == 0 {
+			r.Off = n
+		} else {
+			r.Len = n
+		}
+	}
+	if r.Len > math.MaxInt64-r.Off {
+		return r, invalid("%s: OFF and LEN together are beyond 8E-1", verb)
+	}
+	return r, nil
+}
+
+// parseSize reads a number of bytes: decimal, with one of the suffixes K M G T P E for the powers of 1024, or 0x and
+// hexadecimal digits.
+func parseSize(s string) (int64, error) {
+	if hex, ok := strings.CutPrefix(s, "0x"); ok {
+		n, err := strconv.ParseUint(hex, 16, 63)
+		return int64(n), err
+	}
+	shift := 0
+	if len(s) > 1 {
+		if i := strings.IndexByte("KMGTPE", s[len(s)-1]&^0x20); i >= 0 {
+			shift, s = 10*(i+1), s[:len(s)-1]
+		}
+	}
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err == nil && n > math.MaxInt64>>shift {
+		err = strconv.ErrRange
+	}
+	return int64(n << shift), err
+}
+
+// quote shows a word of the input: on one line, and not all of it if it is long.
+func quote(word string) string {
+	const most = 32
+	if utf8.RuneCountInString(word) > most {
+		return fmt.Sprintf("%.*q…", most, word)
+	}
+	return strconv.Quote(word)
+}
+
+// Env is what the commands of one mount share.
+type Env struct {
+	Gate  Gate                      // for commands that launder
+	Errno func(error) syscall.Errno // of the errors of mm and mapping
+}
+
+// Execute runs the commands of one write, in order, and returns their answers, a line each. When the last one is an
+// ERR, errno is its errno, else 0. An input that is refused whole has one ERR line, and no command of it was run.
+func Execute[T any](verbs []Verb[T], t T, input []byte, env Env) (reply []byte, errno syscall.Errno) {
+	lines, err := split(input)
+	if err != nil {
+		return answerError(nil, err, nil, env)
+	}
+	for words := range lines {
+		if words[0] == "help" && len(words) == 1 {
+			text := Help(verbs)
+			reply = fmt.Appendf(reply, "OK lines=%d\n%s", strings.Count(text, "\n"), text)
+			errno = 0
+			continue
+		}
+		reply, errno = command(verbs, t, words, reply, env)
+	}
+	return reply, errno
+}
+
+func command[T any](verbs []Verb[T], t T, words []string, reply []byte, env Env) ([]byte, syscall.Errno) {
+	if words[0] == "help" {
+		return answerError(reply, invalid("help takes no arguments, but has %s", quote(words[1])), nil, env)
+	}
+	v, r, err := parse(verbs, words)
+	if err != nil {
+		return answerError(reply, err, nil, env)
+	}
+	if v.Launders {
+		if !env.Gate.TryEnter() {
+			return answerError(reply, &refusal{syscall.EBUSY,
+				"too many commands are waiting for the host to write back: try again"}, nil, env)
+		}
+		defer env.Gate.Leave()
+	}
+	tally, err := v.Run(t, r)
+	if err != nil {
+		return answerError(reply, err, tally, env)
+	}
+	reply = append(reply, "OK"...)
+	return append(appendTally(reply, tally), '\n'), 0
+}
+
+func appendTally(b []byte, tally []Tally) []byte {
+	for _, t := range tally {
+		b = fmt.Appendf(b, " %s=%d", t.Name, t.N)
+	}
+	return b
+}
+
+// answerError appends an ERR line. What was done before the failure is said behind it.
+func answerError(reply []byte, err error, tally []Tally, env Env) ([]byte, syscall.Errno) {
+	errno := syscall.EIO
+	var r *refusal
+	switch {
+	case errors.As(err, &r):
+		errno = r.errno
+	case env.Errno != nil:
+		if e := env.Errno(err); e != 0 {
+			errno = e
+		}
+	}
+	reply = fmt.Appendf(reply, "ERR %s %s", errnoName(errno), oneLine(err))
+	if slices.ContainsFunc(tally, func(t Tally) bool { return t.N != 0 }) {
+		reply = appendTally(append(reply, ", after"...), tally)
+	}
+	return append(reply, '\n'), errno
+}
+
+// errnoName is the name that errno(3) gives an error number. Two have another name besides, which is not meant here.
+func errnoName(errno syscall.Errno) string {
+	switch errno {
+	case syscall.EUCLEAN:
+		return "EUCLEAN"
+	case syscall.EAGAIN:
+		return "EAGAIN"
+	}
+	if name := unix.ErrnoName(errno); name != "" {
+		return name
+	}
+	return strconv.Itoa(int(errno))
+}
+
+// both is the error of two steps: one of them, if they failed in the same way.
+func both(a, b error) error {
+	if a != nil && b != nil && a.Error() == b.Error() {
+		return a
+	}
+	return errors.Join(a, b)
+}
+
+// split yields the words of each command line of a write, or refuses the write.
+func split(input []byte) (iter.Seq[[]string], error) {
+	if len(input) > MaxWrite {
+		return nil, &refusal{syscall.E2BIG, fmt.Sprintf("a write of %d bytes: at most %d at once, nothing was done",
+			len(input), MaxWrite)}
+	}
+	if i := bytes.IndexFunc(input, func(r rune) bool {
+		return r == utf8.RuneError || r == 0x7f || r < ' ' && r != '\n' && r != '\t' && r != '\r'
+	}); i >= 0 {
+		return nil, invalid("byte 0x%02x at %d is not text, nothing was done", input[i], i)
+	}
+	var commands [][]string
+	for line := range strings.Lines(string(input)) {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0][0] == '#' {
+			continue
+		}
+		if len(commands) == MaxCommands {
+			return nil, &refusal{syscall.E2BIG, fmt.Sprintf("at most %d commands at once, nothing was done", MaxCommands)}
+		}
+		commands = append(commands, words)
+	}
+	return slices.Values(commands), nil
+}
+
+// Help is the list of a table's commands, a line each.
+func Help[T any](verbs []Verb[T]) string {
+	var b strings.Builder
+	for _, v := range verbs {
+		usage := v.Words
+		if v.Range {
+			usage += " [OFF [LEN]]"
+		}
+		fmt.Fprintf(&b, "%-20s  %s\n", usage, v.Help)
+	}
+	fmt.Fprintf(&b, "%-20s  %s\n", "help", "this list")
+	return b.String()
+}
+
+// Gate lets as many wait at the same time as its channel has room for tokens. A nil Gate lets everybody in.
+type Gate chan struct{}
+
+// TryEnter takes a place if one is free; whoever got one gives it back with Leave. It never waits.
+func (g Gate) TryEnter() bool {
+	if g == nil {
+		return true
+	}
+	select {
+	case g <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// Leave gives a place back.
+func (g Gate) Leave() {
+	if g != nil {
+		<-g
+	}
+}

@@ -1,0 +1,153 @@
+package ctl
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"memfs/mapping"
+	"memfs/mm"
+)
+
+// fakeMachine records what it is told to do, and does as it is told to in the fields.
+type fakeMachine struct {
+	calls    []string
+	snapshot mm.Snapshot
+	findings []error
+	err      error // of the commands that can fail
+}
+
+func (m *fakeMachine) call(name string) { m.calls = append(m.calls, name) }
+
+func (m *fakeMachine) Snapshot() mm.Snapshot { return m.snapshot }
+func (m *fakeMachine) Check() []error        { m.call("Check"); return m.findings }
+func (m *fakeMachine) TrimAll() (uint64, error) {
+	m.call("TrimAll")
+	return 812, m.err
+}
+func (m *fakeMachine) FlushModified() (uint64, error) {
+	m.call("FlushModified")
+	return 97, m.err
+}
+func (m *fakeMachine) EmptyStandby() uint64  { m.call("EmptyStandby"); return 1000 }
+func (m *fakeMachine) EmptyStandby0() uint64 { m.call("EmptyStandby0"); return 10 }
+func (m *fakeMachine) ZeroFree() uint64      { m.call("ZeroFree"); return 7 }
+
+// fakeFile is a file of the given pages, in order.
+type fakeFile struct {
+	calls []string
+	size  uint64
+	pages []mm.PageInfo
+	err   error
+}
+
+func (f *fakeFile) Info() mapping.Info {
+	return mapping.Info{Size: f.size, Committed: uint64(len(f.pages))}
+}
+func (f *fakeFile) Blocks() uint64 { return uint64(len(f.pages)) * 8 }
+
+func (f *fakeFile) EachPage(first, n uint64, do func(mm.PageInfo) bool) {
+	at, _ := slices.BinarySearchFunc(f.pages, first, func(p mm.PageInfo, first uint64) int {
+		switch {
+		case p.Index < first:
+			return -1
+		case p.Index > first:
+			return 1
+		}
+		return 0
+	})
+	for _, p := range f.pages[at:] {
+		if p.Index-first >= n || !do(p) {
+			return
+		}
+	}
+}
+
+func (f *fakeFile) Trim() (uint64, error)  { f.calls = append(f.calls, "Trim"); return 5, f.err }
+func (f *fakeFile) Flush() (uint64, error) { f.calls = append(f.calls, "Flush"); return 3, f.err }
+func (f *fakeFile) Prefetch(off, n int64) (uint64, error) {
+	f.calls = append(f.calls, "Prefetch")
+	return uint64(n+mm.PageSize-1) >> mm.PageShift, f.err
+}
+
+// page is a page with its frame and slot as its state needs them.
+func page(index uint64, state byte) mm.PageInfo {
+	p := mm.PageInfo{Index: index, State: state, Frame: -1, PageFile: -1, Slot: -1}
+	switch state {
+	case mm.StatePaged:
+		p.PageFile, p.Slot = 0, int64(index)+100
+	case mm.StateActive:
+		p.Frame, p.Priority, p.Dirty, p.Host = int64(index)+10, 5, true, true
+	case mm.StateStandby:
+		p.Frame, p.Priority, p.PageFile, p.Slot = int64(index)+10, 3, 1, int64(index)+100
+	}
+	return p
+}
+
+// fakeLedger has room for so many bytes.
+type fakeLedger struct{ room, held int }
+
+func (l *fakeLedger) ChargeRecord(n int) error {
+	if l.held+n > l.room {
+		return mm.StatusCommitmentLimit
+	}
+	l.held += n
+	return nil
+}
+func (l *fakeLedger) ReleaseRecord(n int) { l.held -= n }
+
+// testMount is a mount whose every figure differs from the others.
+func testMount() (*Mount, *fakeMachine) {
+	m := &fakeMachine{snapshot: mm.Snapshot{
+		Frames: 10700, Zeroed: 1001, Free: 502, Modified: 203, ModifiedNoWrite: 4, Transition: 5, Active: 8006, Bad: 7,
+		RecordFrames: 308, HostPages: 4009, HostLimit: 5010, Views: 111,
+		Commit: 40012, CommitPeak: 50013, CommitLimit: 530014, RecordBytes: 1500160, Sections: 17,
+		PageFiles: []mm.PageFileInfo{
+			{Name: "/var/tmp/memfs page\nfile", Size: 1018, Max: 520019, Used: 920, Peak: 1021},
+		},
+	}}
+	m.snapshot.Budget.Memory = 64 << 20
+	for i := range m.snapshot.Standby {
+		m.snapshot.Standby[i] = uint64(100 + i)
+	}
+	c := &m.snapshot.Counters
+	c.PageFaults, c.DemandZeroFaults, c.TransitionFaults, c.HardFaults = 90001, 40002, 30003, 20004
+	c.PageReads, c.PagesInput, c.PageWrites, c.PagesOutput = 2005, 20006, 1007, 60008
+	c.ViewsMapped, c.ViewsTrimmed, c.PagesTrimmed = 309, 210, 7011
+	for i := range c.Repurposed {
+		c.Repurposed[i] = uint64(500 + i)
+	}
+	return &Mount{
+		Machine: m,
+		Version: "1.2.3",
+		Facts:   func() [][2]string { return [][2]string{{"Kernel", "6.18"}, {"write-back cache", "on"}} },
+		Inodes:  func() (used, max uint64) { return 12, 34567 },
+	}, m
+}
+
+// testFile is a file with a page of each kind that matters, holes, and pages beyond its end.
+func testFile() *RegularFile {
+	return &RegularFile{
+		Stat: Stat{Inode: 42, Type: "regular", Links: 1},
+		File: &fakeFile{size: 1 << 20, pages: []mm.PageInfo{
+			page(0, mm.StateActive), page(1, mm.StateStandby), page(2, mm.StatePaged), page(130, mm.StateModified),
+			page(300, mm.StateCommitted),
+		}},
+	}
+}
+
+var errTwoLines = errors.New("first\nsecond")
+
+func render(d *Doc, asJSON bool) string {
+	var b strings.Builder
+	var err error
+	if asJSON {
+		err = d.WriteJSON(&b)
+	} else {
+		err = d.WriteText(&b)
+	}
+	if err != nil {
+		panic(err) // a strings.Builder takes everything
+	}
+	return b.String()
+}

@@ -1,0 +1,331 @@
+package ctl
+
+import (
+	"iter"
+	"runtime"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"memfs/mm"
+)
+
+// Top is the table of the control files of .proc itself.
+var Top = []Entry[*Mount]{
+	{Name: "version", Perm: 0444, Help: "versions, and which features of the kernel are in use", Render: version},
+	{Name: "meminfo", Perm: 0444, Help: "where the memory is, in the form of /proc/meminfo", Render: meminfo},
+	{Name: "vmstat", Perm: 0444, Help: "counters since the mount, in the form of /proc/vmstat", Render: vmstat},
+	{Name: "pagelists", Perm: 0444, Help: "frames by page list", Render: pagelists},
+	{Name: "pagefiles", Perm: 0444, Help: "page files, in pages of 4096 bytes", Render: pagefiles},
+	{Name: "workingsets", Perm: 0444, Help: "working sets and their limits, in pages", Render: workingsets},
+	{Name: "limits", Perm: 0444, Help: "what the memory was divided into", Render: limits},
+	// Proving every invariant takes time and locks of the whole mount: not for everybody.
+	{Name: "check", Perm: 0400, Help: "ok, or a line for each invariant that does not hold", Render: check},
+	{Name: helpName, Perm: 0444, Help: "this list"},
+	{Name: "ctl", Perm: 0600, Help: "takes the manager's commands, a line each; write help for the list"},
+}
+
+const helpName = "help"
+
+// The list of all control files cannot be named in one of the tables that it is made of.
+func init() {
+	row, _ := Lookup(Top, helpName)
+	Top[row].Render = help
+}
+
+func version(m *Mount) *Doc {
+	d := new(Doc)
+	d.Field("memfs", "memfs", Word(m.Version))
+	d.Field("Go", "go", Word(runtime.Version()))
+	if m.Facts == nil {
+		return d
+	}
+	used := map[string]bool{"v": true, "memfs": true, "go": true}
+	for _, f := range m.Facts() {
+		key := snake(f[0])
+		if used[key] {
+			key = "" // the line is still for people
+		}
+		used[key] = true
+		d.Field(f[0], key, Word(f[1]))
+	}
+	return d
+}
+
+// snake makes a JSON key of a label: lower-case letters and digits, everything between them one underscore.
+func snake(label string) string {
+	var b strings.Builder
+	for _, word := range strings.FieldsFunc(label, func(r rune) bool {
+		return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	}) {
+		if b.Len() > 0 {
+			b.WriteByte('_')
+		}
+		b.WriteString(strings.ToLower(word))
+	}
+	return b.String()
+}
+
+func standby(s *mm.Snapshot) uint64 {
+	var n uint64
+	for _, p := range s.Standby {
+		n += p
+	}
+	return n
+}
+
+func meminfo(m *Mount) *Doc {
+	s := m.Snapshot()
+	var swap, swapFree uint64
+	for _, f := range s.PageFiles {
+		swap += f.Max
+		swapFree += f.Max - min(f.Max, f.Used)
+	}
+	d := new(Doc)
+	kB := func(label, key string, bytes uint64) { d.Field(label, key+"_bytes", KB(bytes)) }
+	pages := func(label, key string, n uint64) { kB(label, key, n*mm.PageSize) }
+	kB("MemTotal", "mem_total", s.Budget.Memory)
+	pages("MemFree", "mem_free", s.Zeroed+s.Free)
+	// As Linux means it: what can be had without writing anything first.
+	pages("MemAvailable", "mem_available", s.Zeroed+s.Free+standby(&s))
+	pages("Frames", "frames", s.Frames)
+	pages("Zeroed", "zeroed", s.Zeroed)
+	pages("Free", "free", s.Free)
+	pages("Standby", "standby", standby(&s))
+	pages("Modified", "modified", s.Modified)
+	pages("ModifiedNoWrite", "modified_no_write", s.ModifiedNoWrite)
+	pages("Transition", "transition", s.Transition)
+	pages("Active", "active", s.Active)
+	pages("Bad", "bad", s.Bad)
+	pages("HostCached", "host_cached", s.HostPages)
+	pages("HostLimit", "host_limit", s.HostLimit)
+	kB("Records", "records", s.RecordBytes)
+	pages("RecordFrames", "record_frames", s.RecordFrames)
+	pages("SwapTotal", "swap_total", swap)
+	pages("SwapFree", "swap_free", swapFree)
+	pages("CommitLimit", "commit_limit", s.CommitLimit)
+	pages("Committed_AS", "committed_as", s.Commit)
+	pages("CommitPeak", "commit_peak", s.CommitPeak)
+	return d
+}
+
+func vmstat(m *Mount) *Doc {
+	s := m.Snapshot()
+	c := &s.Counters
+	d := new(Doc)
+	line := func(key string, n uint64) { d.Plain(key, Count(n)) }
+	// Linux's names, where they mean what they mean in Linux: nr_ in pages as of now, pgpgin and pgpgout in kB,
+	// pswpin and pswpout in pages, pgfault with pgmajfault contained in it.
+	line("nr_free_pages", s.Zeroed+s.Free)
+	line("pgpgin", c.PagesInput*(mm.PageSize>>10))
+	line("pgpgout", c.PagesOutput*(mm.PageSize>>10))
+	line("pswpin", c.PagesInput)
+	line("pswpout", c.PagesOutput)
+	line("pgfault", c.PageFaults)
+	line("pgmajfault", c.HardFaults)
+	line("pgfree", c.PagesFreed)
+	// Windows' meanings.
+	line("page_faults", c.PageFaults)
+	line("demand_zero_faults", c.DemandZeroFaults)
+	line("transition_faults", c.TransitionFaults)
+	line("hard_faults", c.HardFaults)
+	line("collided_faults", c.CollidedFaults)
+	line("page_reads", c.PageReads)
+	line("pages_input", c.PagesInput)
+	line("page_writes", c.PageWrites)
+	line("pages_output", c.PagesOutput)
+	for p, n := range c.Repurposed {
+		line("repurposed_priority"+strconv.Itoa(p), n)
+	}
+	// Ours.
+	line("hole_reads", c.HoleReads)
+	line("pages_read_ahead", c.PagesReadAhead)
+	line("read_ahead_hits", c.ReadAheadHits)
+	line("bounced_reads", c.BouncedReads)
+	line("direct_writes", c.DirectWrites)
+	line("views", s.Views)
+	line("views_mapped", c.ViewsMapped)
+	line("views_trimmed", c.ViewsTrimmed)
+	line("pages_trimmed", c.PagesTrimmed)
+	line("pages_freed", c.PagesFreed)
+	line("pages_zeroed", c.ZeroedPages)
+	line("laundered", c.Laundered)
+	line("invalidations", c.Invalidations)
+	line("sections", s.Sections)
+	line("checksum_errors", c.ChecksumErrors)
+	line("read_errors", c.ReadErrors)
+	line("write_errors", c.WriteErrors)
+	line("commit_refusals", c.CommitRefusals)
+	line("refused_writes", c.RefusedWrites)
+	return d
+}
+
+// table adds a table whose rows are at hand.
+func table(d *Doc, key string, columns []Column, rows ...[]Value) {
+	d.Table(key, columns, func(yield func([]Value) bool) {
+		for _, r := range rows {
+			if !yield(r) {
+				return
+			}
+		}
+	})
+}
+
+func pagelists(m *Mount) *Doc {
+	s := m.Snapshot()
+	var rows [][]Value
+	var total uint64
+	list := func(name string, pages uint64) {
+		rows = append(rows, []Value{Word(name), Count(pages), Count(pages * mm.PageSize)})
+		total += pages
+	}
+	list("Zeroed", s.Zeroed)
+	list("Free", s.Free)
+	for p, n := range s.Standby {
+		list("Standby"+strconv.Itoa(p), n)
+	}
+	list("Modified", s.Modified)
+	list("ModifiedNoWrite", s.ModifiedNoWrite)
+	list("Transition", s.Transition)
+	list("Active", s.Active)
+	list("Bad", s.Bad)
+	list("Total", total)
+	d := new(Doc)
+	table(d, "lists", []Column{
+		{Head: "List", Key: "list", Width: 15},
+		{Head: "Pages", Key: "pages", Width: 10},
+		{Head: "Bytes", Key: "bytes", Width: 14},
+	}, rows...)
+	return d
+}
+
+func pagefiles(m *Mount) *Doc {
+	s := m.Snapshot()
+	d := new(Doc)
+	var rows [][]Value
+	for i, f := range s.PageFiles {
+		rows = append(rows, []Value{
+			Count(uint64(i)), Count(f.Max), Count(f.Size), Count(f.Used), Count(f.Peak), Word(f.Name),
+		})
+	}
+	table(d, "pagefiles", []Column{
+		{Head: "Number", Key: "number", Width: 6},
+		{Head: "Max", Key: "max_pages", Width: 10},
+		{Head: "Size", Key: "size_pages", Width: 10},
+		{Head: "Used", Key: "used_pages", Width: 10},
+		{Head: "Peak", Key: "peak_pages", Width: 10},
+		{Head: "Name", Key: "name"},
+	}, rows...)
+	return d
+}
+
+func workingsets(m *Mount) *Doc {
+	s := m.Snapshot()
+	d := new(Doc)
+	table(d, "workingsets", []Column{
+		{Head: "WorkingSet", Key: "workingset", Width: 12},
+		{Head: "Pages", Key: "pages", Width: 10},
+		{Head: "Limit", Key: "limit_pages", Width: 10},
+		{Head: "Views", Key: "views", Width: 8},
+		{Head: "ViewsMapped", Key: "views_mapped", Width: 12},
+		{Head: "ViewsTrimmed", Key: "views_trimmed", Width: 12},
+		{Head: "PagesTrimmed", Key: "pages_trimmed", Width: 12},
+	}, []Value{
+		Word("SystemCache"), Count(s.HostPages), Count(s.HostLimit), Count(s.Views),
+		Count(s.Counters.ViewsMapped), Count(s.Counters.ViewsTrimmed), Count(s.Counters.PagesTrimmed),
+	})
+	return d
+}
+
+func limits(m *Mount) *Doc {
+	b := m.Snapshot().Budget
+	d := new(Doc)
+	d.Lines("", strings.Split(strings.TrimRight(b.String(), "\n"), "\n")...)
+	for _, f := range []struct {
+		key string
+		n   uint64
+	}{
+		{"memory_bytes", b.Memory}, {"host_bytes", b.HostBytes}, {"host_dirty_bytes", b.HostDirty},
+		{"pfn_bytes", b.PFNBytes}, {"frames", b.Frames}, {"reserve_frames", b.Reserve},
+		{"pagefile_pages", b.PageFile}, {"slot_bytes", b.SlotBytes}, {"pte_bytes", b.PTEBytes},
+		{"inodes_planned", b.Inodes}, {"inode_bytes", b.InodeMax}, {"commit_limit_pages", b.CommitLimit},
+	} {
+		d.Field("", f.key, Count(f.n))
+	}
+	if m.Inodes != nil {
+		used, max := m.Inodes()
+		d.Field("InodesUsed", "inodes_used", Count(used))
+		d.Field("InodesMax", "inodes_max", Count(max))
+	}
+	return d
+}
+
+// maxFindings bounds what check says: one broken invariant may show at every page.
+const maxFindings = 1000
+
+func check(m *Mount) *Doc {
+	found := m.Check()
+	d := new(Doc)
+	d.Field("", "ok", Flag(len(found) == 0))
+	d.Field("", "found", Count(uint64(len(found))))
+	if len(found) == 0 {
+		d.Lines("", "ok")
+	}
+	lines := make([]string, 0, min(len(found), maxFindings))
+	for _, err := range found[:min(len(found), maxFindings)] {
+		lines = append(lines, oneLine(err))
+	}
+	d.Lines("findings", lines...)
+	if len(found) > maxFindings {
+		d.Lines("", strconv.Itoa(len(found)-maxFindings)+" more findings are not shown")
+	}
+	return d
+}
+
+func help(*Mount) *Doc {
+	d := new(Doc)
+	d.Table("files", []Column{
+		{Head: "Mode", Key: "mode", Width: 4},
+		{Head: "File", Key: "file", Width: 20},
+		{Head: "What", Key: "what"},
+	}, helpRows())
+	d.Lines("", "", "In vmstat, nr_, pages_ and psw… count pages, pgpgin and pgpgout kB, the others events; pgfault contains pgmajfault.",
+		"NAME.json beside every NAME but ctl says the same as JSON.",
+		"A name below files/ that itself begins with : and reads like a directory's control has one more : in front.",
+		"map shows one character a page: A active, S standby, M modified, N modified but not to be written,",
+		"T under I/O, P in a page file only, z promised but never written, . a hole; * stands for lines of holes.")
+	return d
+}
+
+func helpRows() iter.Seq[[]Value] {
+	return func(yield func([]Value) bool) {
+		row := func(perm uint32, name, what string) bool {
+			return yield([]Value{Word("0" + strconv.FormatUint(uint64(perm), 8)), Word(name), Word(what)})
+		}
+		for _, e := range Top {
+			if !row(e.Perm, e.Name, e.Help) {
+				return
+			}
+		}
+		for _, e := range PerFile {
+			if !row(e.Perm, "files/FILE/"+e.Name, e.Help) {
+				return
+			}
+		}
+		for _, e := range PerDir {
+			if !row(e.Perm, "files/DIR/"+e.Name, e.Help) {
+				return
+			}
+		}
+		for _, e := range PerSpecial {
+			if !row(e.Perm, "files/OTHER/"+e.Name, e.Help) {
+				return
+			}
+		}
+	}
+}
+
+// oneLine is an error's text on one line: joined errors have one each.
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+}
