@@ -1,0 +1,173 @@
+// Command memfs mounts a memory manager as a file system, and looks after such mounts.
+//
+// It sits on top of everything: it reads the command line, makes the page file (mm/store), the memory manager (mm) and
+// the mount (fs), writes the log, and leaves the rest to them. Verbs that look at a live mount are clients of its control
+// files, as any script could be.
+//
+// # Processes
+//
+//	memfs mount DIR         parses, starts the daemon, waits until it is ready or has failed, and returns
+//	  memfs mount DIR       the daemon: the same command line again, with a pipe to its parent (daemon.go, session.go)
+//	    memfs launder DIR   its child, which opens files of the mount on its behalf (launder.go)
+//	memfs umount DIR        asks the kernel to unmount, then waits for the daemon to end (umount.go)
+//	  memfs syscall …       a child for a system call that a dead or hung mount may never answer (probe.go)
+//
+// Every process of ours is started from /proc/self/exe, so that it works when the file has gone from the disk, as that of
+// `go run` has.
+//
+// # Exit codes
+//
+// 0 done; 1 failed; 2 the command line is wrong; 3 (the daemon's) a bug was hit and logged. A failure is one line on
+// standard error that begins with "memfs: " and says what was wrong and what would do.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+	exitBug    = 3
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// exit ends the process where no way leads back to main.
+var exit = os.Exit
+
+// run does what the command line says and returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(asMountHelper(root, args))
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return exitDone
+	}
+	code := exitFailed
+	var coded exitError
+	if errors.As(err, &coded) {
+		code = coded.code
+		err = coded.err
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "memfs: %s\n", oneLine(err))
+	}
+	return code
+}
+
+// asMountHelper understands what mount(8) makes of `mount -t fuse.memfs -o … memfs DIR` and of such a line in fstab: it
+// has mount.fuse start us as `memfs SOURCE DIR -o …`.
+func asMountHelper(root *cobra.Command, args []string) []string {
+	if len(args) != 4 || args[2] != "-o" || !strings.HasPrefix(args[1], "/") {
+		return args
+	}
+	for _, c := range root.Commands() {
+		if c.Name() == args[0] {
+			return args
+		}
+	}
+	return []string{"mount", "-o", args[3], args[1]}
+}
+
+// exitError is an error that wants an exit code of its own. Without an error in it nothing is printed.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }
+
+// usageError says that the command line is wrong.
+func usageError(format string, args ...any) error {
+	return exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// oneLine is an error's text on one line: joined errors have one each.
+func oneLine(err error) string {
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, "; ")
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "memfs",
+		Short: "A mountable memory manager",
+		Long: "memfs mounts a file system whose files live in a fixed budget of memory, are paged out to a page file and\n" +
+			"back in on the next touch, and can be watched page by page in the folder .proc of the mount.",
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		Args:              cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError("no verb given; one of: %s", strings.Join(verbs(c), " "))
+			}
+			hint := ""
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = fmt.Sprintf("did you mean %s? ", near[0])
+			}
+			return usageError("unknown verb %q; %sthere are: %s", args[0], hint, strings.Join(verbs(c), " "))
+		},
+	}
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if bad := (*pflag.InvalidValueError)(nil); errors.As(err, &bad) {
+			return usageError("--%s %q: %v", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())
+		}
+		return usageError("%v (`%s --help` lists the flags)", err, c.CommandPath())
+	})
+	root.AddCommand(newMountCommand(), newUmountCommand(), newInfoCommand(), newCheckCommand(), newTrimCommand(),
+		newVersionCommand(), newLaunderCommand(), newSyscallCommand())
+	return root
+}
+
+func verbs(root *cobra.Command) (names []string) {
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() && c.Name() != "completion" {
+			names = append(names, c.Name())
+		}
+	}
+	return names
+}
+
+// oneArgument is the cobra.PositionalArgs of the verbs that take a mount point.
+func oneArgument(c *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return usageError("%s: no mount point given; usage: %s", c.Name(), c.UseLine())
+	case len(args) > 1:
+		return usageError("%s takes one mount point, but %d arguments were given: %s; usage: %s",
+			c.Name(), len(args), strings.Join(args, " "), c.UseLine())
+	case args[0] == "":
+		return usageError("%s: the mount point is an empty name; usage: %s", c.Name(), c.UseLine())
+	}
+	return nil
+}
+
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError("%s takes no arguments, but was given: %s", c.Name(), strings.Join(args, " "))
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+// asMemfsEnv makes the test binary be memfs, for what starts itself anew.
+const asMemfsEnv = "_MEMFS_TEST_AS_MEMFS"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMemfsEnv) != "" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Setenv(asMemfsEnv, "1")
+	os.Exit(m.Run())
+}
+
+func TestUsageErrors(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args string
+		code int
+		want string // in the message
+	}{
+		{"", exitUsage, "mount"},
+		{"frobnicate", exitUsage, "frobnicate"},
+		{"moun", exitUsage, "did you mean mount"},
+		{"mount", exitUsage, "mount point"},
+		{"mount a b", exitUsage, "a b"},
+		{"mount --bogus DIR", exitUsage, "--bogus"},
+		{"mount --memory 12Q DIR", exitUsage, `--memory "12Q"`},
+		{"mount --memory 0 DIR", exitUsage, "not above zero"},
+		{"mount --memory 1M DIR", exitFailed, "too small"},
+		{"mount --memory 8000T DIR", exitFailed, "more than the RAM"},
+		{"mount --pagefile a --pagefile b DIR", exitUsage, "2 times"},
+		{"mount --pagefile /tmp,size=3M-1M DIR", exitUsage, "MIN is above MAX"},
+		{"mount --pagefile /tmp,speed=3 DIR", exitUsage, "speed=3"},
+		{"mount --pagefile none --pagefile-size 1G DIR", exitUsage, "contradicts"},
+		{"mount --pagefile /no/such/place DIR", exitFailed, "/no/such: no such directory"},
+		{"mount --mode 9 DIR", exitUsage, "octal"},
+		{"mount --proc a/b DIR", exitUsage, "--proc"},
+		{"mount --host-share 2 DIR", exitUsage, "share"},
+		{"mount --log-level loud DIR", exitUsage, "loud"},
+		{"mount --log-format xml DIR", exitUsage, "xml"},
+		{"mount --log-file /no/such/place DIR", exitFailed, "/no/such/place"},
+		{"mount --inject burn DIR", exitUsage, "burn"},
+		{"mount -o memory DIR", exitUsage, "a value is missing"},
+		{"mount -o ro DIR", exitUsage, "ro"},
+		{"mount DIR/none", exitFailed, "no such directory"},
+		{"umount", exitUsage, "mount point"},
+		{"umount DIR", exitFailed, "nothing is mounted there"},
+		{"umount /proc", exitFailed, "not a memfs mount, but proc"},
+		{"info DIR", exitFailed, "nothing is mounted there"},
+		{"check DIR/none", exitFailed, "no such file"},
+		{"trim DIR DIR", exitUsage, "one mount point"},
+		{"version 1", exitUsage, "no arguments"},
+	} {
+		args := strings.Fields(strings.ReplaceAll(c.args, "DIR", dir))
+		if len(args) > 0 && args[0] == "mount" && c.code == exitFailed {
+			if _, err := mountRight(); err != nil {
+				continue // it would say just that
+			}
+			// In front: what the daemon would find out is found out here.
+			t.Setenv(flusherEnv, "1")
+			args = append([]string{"mount", "-f"}, args[1:]...)
+		}
+		var out, errOut bytes.Buffer
+		code := run(args, &out, &errOut)
+		text := errOut.String()
+		if code != c.code || !strings.HasPrefix(text, "memfs: ") || strings.Count(text, "\n") != 1 || !strings.Contains(text, c.want) {
+			t.Errorf("memfs %s: exit code %d, %q; want %d and one line with %q", c.args, code, text, c.code, c.want)
+		}
+		if out.Len() > 0 {
+			t.Errorf("memfs %s: printed %q", c.args, out.String())
+		}
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for _, args := range []string{"--help", "mount --help", "version"} {
+		var out, errOut bytes.Buffer
+		if code := run(strings.Fields(args), &out, &errOut); code != exitDone || out.Len() == 0 || errOut.Len() > 0 {
+			t.Errorf("memfs %s: exit code %d, %q, %q", args, code, out.String(), errOut.String())
+		}
+	}
+	if text := newRootCommand().UsageString(); strings.Contains(text, "launder") || strings.Contains(text, "syscall") {
+		t.Error("the usage shows verbs that are not for people")
+	}
+}
+
+func TestAsMountHelper(t *testing.T) {
+	root := newRootCommand()
+	for in, want := range map[string]string{
+		"memfs /mnt -o rw,memory=1G": "mount -o rw,memory=1G /mnt",
+		"mount /mnt -o memory=1G":    "mount /mnt -o memory=1G",
+		"memfs mnt -o rw":            "memfs mnt -o rw",
+		"memfs /mnt":                 "memfs /mnt",
+	} {
+		if got := strings.Join(asMountHelper(root, strings.Fields(in)), " "); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	if got := oneLine(errors.Join(errors.New("one\n"), errors.New("two"))); got != "one; two" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"memfs/mm/store"
+)
+
+// mountOptions is what the command line of mount says.
+type mountOptions struct {
+	mountpoint string
+
+	memory       size
+	pageFiles    []string // --pagefile, as given
+	pageFileSize string
+	pageFile     pageFileSpec // what the two come to
+	hostShare    share
+	inodes       uint64
+
+	mode       fileMode
+	uid, gid   uint32
+	procName   procName
+	allowOther bool
+	nonempty   bool
+
+	foreground bool
+	logFile    string
+	logLevel   string
+	logFormat  string
+
+	inject string
+	extra  []string // -o
+}
+
+func newMountCommand() *cobra.Command {
+	o := &mountOptions{}
+	c := &cobra.Command{
+		Use:   "mount [flags] MOUNTPOINT",
+		Short: "Mount a new, empty memfs on a directory",
+		Long: "mount makes a new, empty file system on a directory and returns when it is live; the daemon stays in the\n" +
+			"background until the mount is taken away. What does not fit into the memory goes to a page file, which is\n" +
+			"unlinked as soon as it is made. SIZE is a number with K, M, G or T (binary), or a percentage of RAM.",
+		Args: oneArgument,
+		RunE: func(c *cobra.Command, args []string) error {
+			o.mountpoint = args[0]
+			if err := o.finish(c.Flags()); err != nil {
+				return err
+			}
+			return runMount(o)
+		},
+	}
+	o.register(c.Flags())
+	return c
+}
+
+// register defines the flags. Each is also an option of -o.
+func (o *mountOptions) register(f *pflag.FlagSet) {
+	*o = mountOptions{
+		mode: 0o755,
+		uid:  uint32(os.Geteuid()),
+		gid:  uint32(os.Getegid()),
+	}
+	if os.Geteuid() == 0 {
+		o.mode, o.allowOther = 0o1777, true // as tmpfs
+	}
+	f.SortFlags = false
+	f.Var(&o.memory, "memory", "all that the mount may cost the host (default 25% of RAM)")
+	f.StringArrayVar(&o.pageFiles, "pagefile", nil, "page file: `SPEC` is a new file or a directory to make it in,\n"+
+		"size=MAX or size=MIN-MAX, both with a comma between them, or none\n"+
+		"(default a file in ~/.cache or, as root, in /var/tmp, of at most 32\n"+
+		"times the memory and half of the free space there)")
+	f.StringVar(&o.pageFileSize, "pagefile-size", "", "`MAX` or MIN-MAX of the page file")
+	f.Var(&o.hostShare, "host-share", "share of the memory for the host's cached copies (default a third)")
+	f.Uint64Var(&o.inodes, "nr-inodes", 0, "most files, directories and links at once (default what the memory allows)")
+	f.Var(&o.mode, "mode", "permissions of the root directory, octal")
+	f.Uint32Var(&o.uid, "uid", o.uid, "owner of the root directory")
+	f.Uint32Var(&o.gid, "gid", o.gid, "group of the root directory")
+	f.Var(&o.procName, "proc", "control tree: hidden, visible, or another `NAME` to be visible under (default hidden)")
+	f.BoolVar(&o.allowOther, "allow-other", o.allowOther, "let other users in")
+	f.BoolVar(&o.nonempty, "nonempty", false, "mount on a directory that is not empty, hiding what is in it")
+	f.BoolVarP(&o.foreground, "foreground", "f", false, "stay in front; Ctrl-C unmounts")
+	f.StringVar(&o.logFile, "log-file", "", "append the log to `FILE` (default standard error in front,\n"+
+		"warnings to syslog in the background)")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warn, info or debug")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.inject, "inject", "", "make the page file fail, for drills:\n"+
+		"`FAULTS` as in write=EIO,after=10;flip,rate=0.001")
+	f.StringArrayVarP(&o.extra, "options", "o", nil, "the flags above as in fstab: `KEY=VALUE,…`, with size for memory")
+	f.MarkHidden("inject")
+}
+
+// finish takes -o apart and checks what flags alone cannot.
+func (o *mountOptions) finish(f *pflag.FlagSet) error {
+	for _, list := range o.extra {
+		if err := setOptions(f, list); err != nil {
+			return err
+		}
+	}
+	var err error
+	if o.pageFile, err = combinePageFile(o.pageFiles, o.pageFileSize, ramBytes()); err != nil {
+		return err
+	}
+	if o.memory == 0 {
+		o.memory = size(ramBytes() / 4 &^ (1<<20 - 1))
+	}
+	if ram := ramBytes(); ram > 0 && uint64(o.memory) > ram {
+		return fmt.Errorf("--memory %s is more than the RAM there is (%s): give less; what does not fit goes to the page file",
+			&o.memory, roundSize(ram))
+	}
+	if _, err := logrus.ParseLevel(o.logLevel); err != nil {
+		return usageError("--log-level %q: there are error, warn, info and debug", o.logLevel)
+	}
+	if o.logFormat != "text" && o.logFormat != "json" {
+		return usageError("--log-format %q: there are text and json", o.logFormat)
+	}
+	if o.inject != "" {
+		if _, _, err := store.ParseFaults(o.inject); err != nil {
+			return usageError("--inject: %v", err)
+		}
+		if o.pageFile.none {
+			return usageError("--inject makes the page file fail, but there is none")
+		}
+	}
+	return nil
+}
+
+// mountNoise are options that mount(8), fstab and tmpfs know and that change nothing here.
+var mountNoise = map[string]bool{
+	"rw": true, "defaults": true, "auto": true, "noauto": true, "user": true, "users": true, "nouser": true,
+	"suid": true, "dev": true, "exec": true, "async": true, "relatime": true, "nofail": true, "_netdev": true, "swap": true,
+}
+
+// mountForeign are options that mount(8) knows and that would change something, which we do not do.
+var mountForeign = map[string]bool{
+	"ro": true, "nosuid": true, "nodev": true, "noexec": true, "noatime": true, "nodiratime": true, "sync": true,
+	"dirsync": true, "remount": true,
+}
+
+// mountAliases are tmpfs's words for our flags.
+var mountAliases = map[string]string{"size": "memory"}
+
+// setOptions sets the flags that one -o names. Both _ and - are taken.
+func setOptions(f *pflag.FlagSet, list string) error {
+	given := map[string]string{} // flag → the word that set it
+	for option := range strings.SplitSeq(list, ",") {
+		key, value, hasValue := strings.Cut(strings.TrimSpace(option), "=")
+		if key == "" || mountNoise[key] || strings.HasPrefix(key, "x-") {
+			continue
+		}
+		name := strings.ReplaceAll(key, "_", "-")
+		if alias, ok := mountAliases[name]; ok {
+			name = alias
+		}
+		if key == "noswap" && !hasValue {
+			name, value, hasValue = "pagefile", "none", true
+		}
+		if mountForeign[key] {
+			return usageError("-o %s: not supported by memfs; mount without it", key)
+		}
+		flag := f.Lookup(name)
+		if flag == nil || name == "options" {
+			return usageError("-o %s: unknown option; there are the flags of `memfs mount --help`, without the dashes", option)
+		}
+		if earlier, twice := given[name]; twice && earlier != key {
+			return usageError("-o %s: %s and %s are the same option (the page file's is pagefile_size)", list, earlier, key)
+		}
+		given[name] = key
+		if !hasValue {
+			if flag.NoOptDefVal == "" {
+				return usageError("-o %s: a value is missing: %s=…", option, key)
+			}
+			value = flag.NoOptDefVal
+		}
+		if err := f.Set(name, value); err != nil {
+			return usageError("-o %s: %v", option, cause(err))
+		}
+	}
+	return nil
+}
+
+// cause is what is below pflag's words for a bad value.
+func cause(err error) error {
+	if u, ok := err.(interface{ Unwrap() error }); ok && u.Unwrap() != nil {
+		return u.Unwrap()
+	}
+	return err
+}
+
+// share is a part of a whole: 0.25 or 25%.
+type share float64
+
+func (s *share) Set(text string) error {
+	number, scale := text, 1.0
+	if percent, ok := strings.CutSuffix(text, "%"); ok {
+		number, scale = percent, 100
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(n > 0 && n/scale < 1) {
+		return fmt.Errorf("not a share: write a percentage or a fraction between 0 and 1")
+	}
+	*s = share(n / scale)
+	return nil
+}
+
+func (s *share) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(float64(*s), 'g', -1, 64)
+}
+
+func (*share) Type() string { return "SHARE" }
+
+// fileMode is permission bits in octal.
+type fileMode uint32
+
+func (m *fileMode) Set(text string) error {
+	n, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || n > 0o7777 {
+		return fmt.Errorf("not a mode: write octal permissions, such as 755 or 1777")
+	}
+	*m = fileMode(n)
+	return nil
+}
+
+func (m *fileMode) String() string { return fmt.Sprintf("%04o", uint32(*m)) }
+func (*fileMode) Type() string     { return "MODE" }
+
+// procName is where the control tree is, and whether readdir lists it.
+type procName struct {
+	name    string
+	visible bool
+}
+
+const defaultProc = ".proc"
+
+func (p *procName) Set(text string) error {
+	switch {
+	case text == "hidden":
+		*p = procName{defaultProc, false}
+	case text == "visible":
+		*p = procName{defaultProc, true}
+	case text == "" || text == "." || text == ".." || strings.ContainsAny(text, "/\x00") || len(text) > 255:
+		return fmt.Errorf("not a name of a folder: write hidden, visible, or a name without slashes")
+	default:
+		*p = procName{text, true}
+	}
+	return nil
+}
+
+func (p *procName) String() string {
+	switch {
+	case p.name == "" || p.name == defaultProc && !p.visible:
+		return ""
+	case p.name == defaultProc:
+		return "visible"
+	}
+	return p.name
+}
+
+func (*procName) Type() string { return "NAME" }
+
+// runMount mounts here, or has a process of its own do so and waits until it is ready.
+func runMount(o *mountOptions) error {
+	if o.procName.name == "" {
+		o.procName.name = defaultProc
+	}
+	if o.logFile != "" {
+		abs, err := filepath.Abs(o.logFile)
+		if err != nil {
+			return err
+		}
+		o.logFile = abs
+	}
+	parent := readinessPipe()
+	switch {
+	case parent != nil:
+		return runDaemon(o, parent)
+	case o.foreground:
+		if err := becomeIOFlusher(); err != nil {
+			return err
+		}
+		return runSession(o, nil)
+	}
+	// What can be seen to be wrong here need not be seen by a process of its own; the daemon looks again.
+	if _, err := checkMountpoint(o.mountpoint, o.nonempty, printWarning); err != nil {
+		return err
+	}
+	return startDaemon()
+}
+
+// printWarning is what is done with a warning that no log is there for.
+func printWarning(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "memfs: "+format+"\n", args...)
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"memfs/mm"
+	"memfs/mm/store"
+)
+
+// pageFileSpec is what the command line says of the page file.
+type pageFileSpec struct {
+	none     bool
+	path     string // "": the default place
+	min, max uint64 // bytes; 0: as usual
+}
+
+// parsePageFile takes PATH, PATH,size=SIZES, size=SIZES or none.
+func parsePageFile(text string, ram uint64) (spec pageFileSpec, err error) {
+	if text == "none" {
+		return pageFileSpec{none: true}, nil
+	}
+	for i, part := range strings.Split(text, ",") {
+		key, value, isOption := strings.Cut(part, "=")
+		switch {
+		case isOption && key == "size":
+			if spec.min, spec.max, err = parseRange(value, ram); err != nil {
+				return spec, err
+			}
+		case i == 0 && part != "":
+			spec.path = part
+		default:
+			return spec, fmt.Errorf("%q is unknown: write PATH, PATH,size=MAX, size=MIN-MAX or none", part)
+		}
+	}
+	return spec, nil
+}
+
+// parseRange takes MAX or MIN-MAX.
+func parseRange(text string, ram uint64) (low, high uint64, err error) {
+	from, to, isRange := strings.Cut(text, "-")
+	if isRange {
+		if low, err = parseSize(from, ram); err != nil {
+			return 0, 0, err
+		}
+	} else {
+		to = text
+	}
+	if high, err = parseSize(to, ram); err != nil {
+		return 0, 0, err
+	}
+	if high < mm.PageSize {
+		return 0, 0, errors.New("a page file has at least one page of 4096 bytes")
+	}
+	if low > high {
+		return 0, 0, errors.New("MIN is above MAX")
+	}
+	return low, high, nil
+}
+
+// combinePageFile is what --pagefile and --pagefile-size come to.
+func combinePageFile(specs []string, sizes string, ram uint64) (spec pageFileSpec, err error) {
+	if len(specs) > 1 {
+		return spec, usageError("--pagefile is given %d times; there is one page file", len(specs))
+	}
+	for _, text := range specs {
+		if spec, err = parsePageFile(text, ram); err != nil {
+			return spec, usageError("--pagefile %q: %v", text, err)
+		}
+	}
+	if sizes == "" {
+		return spec, nil
+	}
+	if spec.none || spec.max != 0 {
+		return spec, usageError("--pagefile-size %s contradicts --pagefile %s", sizes, specs[0])
+	}
+	if spec.min, spec.max, err = parseRange(sizes, ram); err != nil {
+		return spec, usageError("--pagefile-size %q: %v", sizes, err)
+	}
+	return spec, nil
+}
+
+// pageFileFactor is how many times the memory a page file has by default.
+const pageFileFactor = 32
+
+// openedPageFile is a page file and what there is to say about it.
+type openedPageFile struct {
+	*store.File
+	max      uint64 // slots
+	warnings []string
+}
+
+// openPageFile makes the page file. The error says what would do.
+func openPageFile(spec pageFileSpec, memory uint64) (*openedPageFile, error) {
+	place := spec.path
+	if place == "" {
+		place = defaultPlace()
+	}
+	file, err := store.OpenFile(place)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return nil, fmt.Errorf("page file %s: there is such a file already; name a new one, or a directory", place)
+	case errors.Is(err, unix.ENOENT) && !isDirectory(filepath.Dir(place)):
+		return nil, fmt.Errorf("page file %s: no such directory; make it, or name another place with --pagefile PATH",
+			filepath.Dir(place))
+	case err != nil:
+		return nil, fmt.Errorf("page file %s: %s; name a place that can be written with --pagefile PATH, or use --pagefile none",
+			place, reason(err))
+	}
+	p := &openedPageFile{File: file}
+	if err := p.limit(spec, memory); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	dir := filepath.Dir(file.Name())
+	warn := func(what string) { p.warnings = append(p.warnings, fmt.Sprintf("page file in %s: %s", dir, what)) }
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC) {
+		warn("that is memory itself, outside the budget; a place on a disk would be better")
+	} else if !file.Direct() {
+		warn("no direct I/O there, so the host may cache some of it besides")
+	}
+	if !file.Reserves() {
+		warn("space cannot be reserved there; data is lost if the disk fills up")
+	}
+	return p, nil
+}
+
+func isDirectory(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// limit settles how large the file may get, and reserves what it has from the start.
+func (p *openedPageFile) limit(spec pageFileSpec, memory uint64) error {
+	dir := filepath.Dir(p.Name())
+	free, err := store.FreeSpace(dir)
+	if err != nil {
+		return err
+	}
+	limit := spec.max
+	switch {
+	case limit == 0:
+		limit = min(pageFileFactor*memory, free/2)
+		if limit < mm.PageSize {
+			return fmt.Errorf("page file in %s: no space left there; name another place with --pagefile PATH, "+
+				"or use --pagefile none", dir)
+		}
+	case limit > free:
+		return fmt.Errorf("page file in %s: %s were asked for and %s are free there; give less, "+
+			"or another place with --pagefile PATH", dir, roundSize(limit), roundSize(free))
+	}
+	p.max = limit / mm.PageSize
+	// One slot shows whether space can be reserved at all.
+	if err := p.Grow(max(1, spec.min/mm.PageSize)); err != nil {
+		return fmt.Errorf("page file in %s: %s cannot be reserved: %v; give less, or another place with --pagefile PATH",
+			dir, roundSize(max(mm.PageSize, spec.min)), errors.Unwrap(err))
+	}
+	return nil
+}
+
+// defaultPlace is the directory for page files of who names none.
+func defaultPlace() string {
+	if os.Geteuid() != 0 {
+		cache, err := os.UserCacheDir()
+		if err == nil && os.MkdirAll(cache, 0o700) == nil && unix.Access(cache, unix.W_OK) == nil {
+			return cache
+		}
+	}
+	return "/var/tmp"
+}
