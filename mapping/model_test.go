@@ -195,14 +195,17 @@ type config struct {
 	frames uint64
 	host   uint64 // pages that the host may hold
 	slots  uint64
+
+	encrypt bool
 }
 
 var matrix = []config{
-	{"16 frames", 16, 8, 4096},
-	{"16 frames, host holds all", 16, 4096, 4096},
-	{"100 frames, host holds nothing", 100, 1, 4096},
-	{"4096 frames, no page file", 4096, 100, 0},
-	{"4096 frames", 4096, 1000, 4096},
+	{"16 frames", 16, 8, 4096, false},
+	{"16 frames, host holds all", 16, 4096, 4096, false},
+	{"100 frames, host holds nothing", 100, 1, 4096, false},
+	{"4096 frames, no page file", 4096, 100, 0, false},
+	{"4096 frames", 4096, 1000, 4096, false},
+	{"16 frames, encrypted", 16, 8, 512, true},
 }
 
 func (c config) start(t fataler) *mm.System {
@@ -211,7 +214,7 @@ func (c config) start(t fataler) *mm.System {
 		Memory: 16 << 20, Frames: c.frames, HostBytes: c.host * page, Reserve: 4, PageFile: c.slots,
 		CommitLimit: c.frames - 4 + c.slots, Inodes: 100,
 	}
-	cfg := mm.Config{Memory: b.Memory}
+	cfg := mm.Config{Memory: b.Memory, Encrypt: c.encrypt}
 	if c.slots > 0 {
 		cfg.PageFiles = []mm.PageFileConfig{{Name: "test", Store: store.NewMem(), Max: c.slots}}
 	}

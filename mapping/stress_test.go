@@ -20,7 +20,7 @@ import (
 // misplaced page shows.
 func TestStress(t *testing.T) {
 	const pages, workers = 600, 4
-	c := config{"", 600, 200, 8192}
+	c := config{frames: 600, host: 200, slots: 8192, encrypt: true}
 	s := c.start(t)
 	s.Start()
 	stop := make(chan struct{})
@@ -124,7 +124,7 @@ func (w workerFatal) Fatalf(f string, args ...any) {
 // TestFull: when neither frame nor slot is left to promise, a write is refused whole, nothing accepted is harmed, and
 // space that is given back can be used again.
 func TestFull(t *testing.T) {
-	c := config{"", 64, 16, 64}
+	c := config{frames: 64, host: 16, slots: 64}
 	s := c.start(t)
 	h := &host{pages: make(map[int64]*hostPage)}
 	h.section = mapping.NewSection(s, h)

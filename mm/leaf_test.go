@@ -133,8 +133,8 @@ func TestRecordCost(t *testing.T) {
 	if n := float64(leafCost(3)+branchBytes/branchWidth) / ViewPages; n > 16 {
 		t.Errorf("%.1f bytes a page", n)
 	}
-	if SlotBytes > 24 {
-		t.Errorf("%v bytes a slot", SlotBytes)
+	if SealedSlotBytes > 24 {
+		t.Errorf("%v bytes a slot", SealedSlotBytes)
 	}
 }
 

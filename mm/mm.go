@@ -62,6 +62,7 @@ type Config struct {
 	PageFiles    []PageFileConfig // in order of preference; none = nothing is paged out
 	Listener     Listener
 	DirtyBounded bool // the host bounds what programs have written and it has not sent us
+	Encrypt      bool // page files hold nothing that can be read without a key that dies with the System
 }
 
 // PageFileConfig is one page file. New takes the store over and closes it at Close.
@@ -138,6 +139,7 @@ func New(c Config) (*System, error) {
 // NewFromBudget is New with a division of memory of the caller's own, such as a test's of 16 frames.
 func NewFromBudget(b Budget, c Config) (*System, error) {
 	var err error
+	b.SlotCost = c.slotBytes()
 	s := &System{budget: b, listener: c.Listener, segs: make(map[uint32]*Segment)}
 	if s.rec, err = newRecords(b.Memory / 2); err != nil {
 		return nil, err
@@ -146,7 +148,7 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 		return nil, err
 	}
 	for i, f := range c.PageFiles {
-		p, err := newPageFile(i, f, &s.listener)
+		p, err := newPageFile(i, f, c.Encrypt, &s.listener)
 		if err != nil {
 			return nil, err
 		}

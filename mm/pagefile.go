@@ -3,12 +3,9 @@ package mm
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"math/bits"
 	"sync"
 	"time"
-
-	"memfs/mm/offheap"
 )
 
 // Store keeps numbered slots of PageSize bytes. Stores are dumb: which slots are in use, what their checksums are and
@@ -27,25 +24,14 @@ type Store interface {
 	Close() error
 }
 
-// SlotBytes is what one slot of a page file costs in records: its checksum and its bit.
-const SlotBytes = 4 + 1.0/8
-
-// errChecksum means that a slot's bytes are not what was written there.
-var errChecksum = errors.New("checksum mismatch")
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// pageFile is a store with its books: the slot bitmap, a checksum a slot, and how far it has grown.
+// pageFile is a store with its books: the slot bitmap, the guard's record a slot, and how far it has grown.
 type pageFile struct {
 	index    int // in System.files, and in every location
 	name     string
 	store    Store
 	max      uint64 // slots
 	listener *Listener
-
-	// sums holds CRC-32C of slot number and bytes. An element belongs to whoever owns the slot.
-	sums []uint32
-	mem  []byte // of sums
+	guard    guard
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -62,18 +48,16 @@ type pageFile struct {
 	stuck time.Time // when growing last failed
 }
 
-func newPageFile(index int, c PageFileConfig, l *Listener) (*pageFile, error) {
-	p := &pageFile{index: index, name: c.Name, store: c.Store, max: c.Max, listener: l}
-	mem, err := offheap.Map(int(c.Max*4) + PageSize)
+func newPageFile(index int, c PageFileConfig, encrypt bool, l *Listener) (*pageFile, error) {
+	g, err := newGuard(index, c.Max, encrypt)
 	if err != nil {
 		return nil, err
 	}
-	p.mem, p.sums = mem, offheap.Of[uint32](mem)
-	return p, nil
+	return &pageFile{index: index, name: c.Name, store: c.Store, max: c.Max, guard: g, listener: l}, nil
 }
 
 func (p *pageFile) close() error {
-	return errors.Join(p.store.Close(), offheap.Unmap(p.mem))
+	return errors.Join(p.store.Close(), p.guard.close())
 }
 
 // limit is how many slots the file can have as far as is known: its maximum, or its size if it could not grow lately.
@@ -183,28 +167,18 @@ func (p *pageFile) info() PageFileInfo {
 	return PageFileInfo{Name: p.name, Size: p.size, Max: p.max, Used: p.count, Peak: p.peak}
 }
 
-// checksum is CRC-32C over the slot number and the bytes, so that a page that comes back from another slot is caught too.
-func checksum(slot uint64, page []byte) uint32 {
-	var b [8]byte
-	for i := range b {
-		b[i] = byte(slot >> (8 * i))
-	}
-	return crc32.Update(crc32.Update(0, castagnoli, b[:]), castagnoli, page)
-}
-
 // write stores pages in the consecutive slots from slot, which the caller owns.
 func (p *pageFile) write(slot uint64, pages [][]byte) error {
-	for i, b := range pages {
-		p.sums[slot+uint64(i)] = checksum(slot+uint64(i), b)
-	}
-	if err := p.store.WriteSlots(slot, pages); err != nil {
+	sealed := p.guard.seal(slot, pages)
+	defer p.guard.release(sealed)
+	if err := p.store.WriteSlots(slot, sealed); err != nil {
 		p.listener.storeError(p.name, "write", slot, err)
 		return err
 	}
 	return nil
 }
 
-// read fills pages from the consecutive slots from slot and checks them. The result has an error for each page that is
+// read fills pages from the consecutive slots from slot and opens them. The result has an error for each page that is
 // not what was written, nil if all are: one bad page does not spoil its neighbours.
 func (p *pageFile) read(slot uint64, pages [][]byte) []error {
 	err := p.store.ReadSlots(slot, pages)
@@ -218,9 +192,10 @@ func (p *pageFile) read(slot uint64, pages [][]byte) []error {
 		switch {
 		case e != nil:
 			p.listener.storeError(p.name, "read", at, e)
-		case checksum(at, b) != p.sums[at]:
-			e = errChecksum
-			p.listener.checksumError(p.name, at)
+		default:
+			if e = p.guard.open(at, b); e != nil {
+				p.listener.checksumError(p.name, at)
+			}
 		}
 		if e != nil {
 			if errs == nil {

@@ -3,15 +3,19 @@ package mm
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"memfs/mm/store"
 )
 
-func newTestPageFile(t testing.TB, max uint64) (*pageFile, *store.Mem) {
+func newTestPageFile(t testing.TB, max uint64, encrypt bool) (*pageFile, *store.Mem) {
 	t.Helper()
 	m := store.NewMem()
-	p, err := newPageFile(3, PageFileConfig{Name: "test", Store: m, Max: max}, &Listener{})
+	p, err := newPageFile(3, PageFileConfig{Name: "test", Store: m, Max: max}, encrypt, &Listener{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +28,7 @@ func newTestPageFile(t testing.TB, max uint64) (*pageFile, *store.Mem) {
 }
 
 func TestPageFileAlloc(t *testing.T) {
-	p, _ := newTestPageFile(t, 200)
+	p, _ := newTestPageFile(t, 200, false)
 	if _, got := p.alloc(1); got != 0 {
 		t.Fatal("a slot of a file that has none")
 	}
@@ -57,7 +61,7 @@ func TestPageFileAlloc(t *testing.T) {
 }
 
 func TestPageFileFreeTwicePanics(t *testing.T) {
-	p, _ := newTestPageFile(t, 10)
+	p, _ := newTestPageFile(t, 10, false)
 	p.grow(10)
 	p.alloc(1)
 	p.free(0)
@@ -72,12 +76,12 @@ func TestPageFileFreeTwicePanics(t *testing.T) {
 // FuzzPageFileSlots: whatever is changed in a slot behind the page file's back, reading it yields the bytes that were
 // written or an error for that slot alone, never other bytes.
 func FuzzPageFileSlots(f *testing.F) {
-	f.Add([]byte("a page"), uint16(1), uint16(0), byte(1))
-	f.Add([]byte{}, uint16(0), uint16(4095), byte(128))
-	f.Add([]byte{1, 2, 3}, uint16(2), uint16(7), byte(0))
-	f.Fuzz(func(t *testing.T, content []byte, slot, at uint16, flip byte) {
+	f.Add([]byte("a page"), uint16(1), uint16(0), byte(1), false)
+	f.Add([]byte{}, uint16(0), uint16(4095), byte(128), true)
+	f.Add([]byte{1, 2, 3}, uint16(2), uint16(7), byte(0), true)
+	f.Fuzz(func(t *testing.T, content []byte, slot, at uint16, flip byte, encrypt bool) {
 		const slots = 4
-		p, m := newTestPageFile(t, slots)
+		p, m := newTestPageFile(t, slots, encrypt)
 		if _, err := p.grow(slots); err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +96,7 @@ func FuzzPageFileSlots(f *testing.F) {
 			t.Fatal(err)
 		}
 		hit := uint64(slot % slots)
-		damaged := bytes.Clone(want[hit])
+		damaged := readSlot(t, m, hit)
 		damaged[at%PageSize] ^= flip
 		if err := m.WriteSlots(hit, [][]byte{damaged}); err != nil {
 			t.Fatal(err)
@@ -114,20 +118,159 @@ func FuzzPageFileSlots(f *testing.F) {
 	})
 }
 
+// readSlot is what lies in a slot of a store, as it lies there.
+func readSlot(t testing.TB, m *store.Mem, slot uint64) []byte {
+	t.Helper()
+	page := make([]byte, PageSize)
+	if err := m.ReadSlots(slot, [][]byte{page}); err != nil {
+		t.Fatal(err)
+	}
+	return page
+}
+
+// bothGuards runs a test with plain and with encrypted page files of two slots, both in use.
+func bothGuards(t *testing.T, test func(t *testing.T, p *pageFile, m *store.Mem)) {
+	for name, encrypt := range map[string]bool{"plain": false, "encrypted": true} {
+		t.Run(name, func(t *testing.T) {
+			p, m := newTestPageFile(t, 2, encrypt)
+			if _, err := p.grow(2); err != nil {
+				t.Fatal(err)
+			}
+			p.alloc(2)
+			test(t, p, m)
+		})
+	}
+}
+
 // TestMisplacedPage: a page that comes back from another slot is an error, though its bytes are whole.
 func TestMisplacedPage(t *testing.T) {
-	p, m := newTestPageFile(t, 2)
-	p.grow(2)
+	bothGuards(t, func(t *testing.T, p *pageFile, m *store.Mem) {
+		a, b := bytes.Repeat([]byte{1}, PageSize), bytes.Repeat([]byte{2}, PageSize)
+		if err := p.write(0, [][]byte{a, b}); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.WriteSlots(0, [][]byte{readSlot(t, m, 1), readSlot(t, m, 0)}); err != nil {
+			t.Fatal(err)
+		}
+		errs := p.read(0, [][]byte{make([]byte, PageSize), make([]byte, PageSize)})
+		if errs == nil || !errors.Is(errs[0], errChecksum) || !errors.Is(errs[1], errChecksum) {
+			t.Fatalf("swapped pages read as %v", errs)
+		}
+	})
+}
+
+// TestOldPage: what was in a slot before it was written anew is an error, not the page of then.
+func TestOldPage(t *testing.T) {
+	bothGuards(t, func(t *testing.T, p *pageFile, m *store.Mem) {
+		if err := p.write(0, [][]byte{bytes.Repeat([]byte{1}, PageSize)}); err != nil {
+			t.Fatal(err)
+		}
+		old := readSlot(t, m, 0)
+		if err := p.write(0, [][]byte{bytes.Repeat([]byte{2}, PageSize)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.WriteSlots(0, [][]byte{old}); err != nil {
+			t.Fatal(err)
+		}
+		if errs := p.read(0, [][]byte{make([]byte, PageSize)}); errs == nil || !errors.Is(errs[0], errChecksum) {
+			t.Fatalf("an old page reads as %v", errs)
+		}
+	})
+}
+
+// TestEncryptedPageFile: nothing of a page is to be found in the store, the same page never looks the same twice, and
+// the key leaves nothing behind.
+func TestEncryptedPageFile(t *testing.T) {
+	p, m := newTestPageFile(t, 2, true)
+	if _, err := p.grow(2); err != nil {
+		t.Fatal(err)
+	}
 	p.alloc(2)
-	a, b := bytes.Repeat([]byte{1}, PageSize), bytes.Repeat([]byte{2}, PageSize)
-	if err := p.write(0, [][]byte{a, b}); err != nil {
+	page := bytes.Repeat([]byte("secret! "), PageSize/8)
+	given := bytes.Clone(page)
+	if err := p.write(0, [][]byte{page, page}); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.WriteSlots(0, [][]byte{b, a}); err != nil {
+	if !bytes.Equal(page, given) {
+		t.Error("writing changed the page")
+	}
+	a, b := readSlot(t, m, 0), readSlot(t, m, 1)
+	if bytes.Contains(a, []byte("secret")) || bytes.Equal(a, b) {
+		t.Error("the store shows what was written")
+	}
+	if err := p.write(0, [][]byte{page}); err != nil {
 		t.Fatal(err)
 	}
-	errs := p.read(0, [][]byte{make([]byte, PageSize), make([]byte, PageSize)})
-	if errs == nil || !errors.Is(errs[0], errChecksum) || !errors.Is(errs[1], errChecksum) {
-		t.Fatalf("swapped pages read as %v", errs)
+	if bytes.Equal(a, readSlot(t, m, 0)) {
+		t.Error("the same page in the same slot looks the same again: a nonce was used twice")
+	}
+	got := [][]byte{make([]byte, PageSize), make([]byte, PageSize)}
+	if errs := p.read(0, got); errs != nil || !bytes.Equal(got[0], page) || !bytes.Equal(got[1], page) {
+		t.Fatalf("reading back: %v", errs)
+	}
+	known := slices.Clone(p.guard.(*sealer).locked)
+	p.guard.(*sealer).wipe()
+	for _, b := range known {
+		if slices.ContainsFunc(b, func(b byte) bool { return b != 0 }) {
+			t.Error("something of the key is left")
+		}
+	}
+}
+
+// TestKeyIsLocked: the memory that knows the key is locked.
+func TestKeyIsLocked(t *testing.T) {
+	before := lockedBytes(t)
+	p, _ := newTestPageFile(t, 2, true)
+	if after := lockedBytes(t); after == 0 || len(p.guard.(*sealer).locked) != 2 {
+		t.Errorf("%d bytes locked before, %d after; %d objects", before, after, len(p.guard.(*sealer).locked))
+	}
+}
+
+// lockedBytes is how much of this process's memory is locked.
+func lockedBytes(t *testing.T) (kib uint64) {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmLck:"); ok {
+			if _, err := fmt.Sscan(rest, &kib); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return kib << 10
+}
+
+// BenchmarkGuard is what it costs to write and to read a page, the store's own work not counted.
+func BenchmarkGuard(b *testing.B) {
+	for name, encrypt := range map[string]bool{"plain": false, "encrypted": true} {
+		g, err := newGuard(0, 256, encrypt)
+		if err != nil {
+			b.Fatal(err)
+		}
+		pages := make([][]byte, 256)
+		for i := range pages {
+			pages[i] = alignedPage()
+		}
+		b.Run(name+"/seal", func(b *testing.B) {
+			b.SetBytes(256 * PageSize)
+			for b.Loop() {
+				g.release(g.seal(0, pages))
+			}
+		})
+		b.Run(name+"/open", func(b *testing.B) {
+			b.SetBytes(PageSize)
+			sealed := g.seal(0, pages)
+			page := alignedPage()
+			for b.Loop() {
+				copy(page, sealed[0])
+				if err := g.open(0, page); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		_ = g.close()
 	}
 }
