@@ -55,6 +55,8 @@ func statusErrno(status mm.Status) fuse.Status {
 		return fuse.EBUSY
 	case mm.StatusDeleted:
 		return estale
+	case mm.StatusWorkingSetQuota:
+		return fuse.Status(syscall.ENOMEM)
 	case mm.StatusInPageError, mm.StatusOutPageError:
 		return fuse.EIO
 	}

@@ -216,6 +216,7 @@ func TestStatus(t *testing.T) {
 		mm.StatusSuccess: fuse.OK, mm.StatusCommitmentLimit: enospc, mm.StatusInPageError: fuse.EIO,
 		mm.StatusOutPageError: fuse.EIO, mm.StatusInvalidParameter: fuse.EINVAL, mm.StatusFileTooLarge: efbig,
 		mm.StatusNoData: enxio, mm.StatusBusy: fuse.EBUSY, mm.StatusDeleted: estale,
+		mm.StatusWorkingSetQuota: fuse.Status(syscall.ENOMEM),
 	}
 	for s := mm.StatusSuccess; !strings.HasPrefix(s.Error(), "status "); s++ {
 		if got := errno(fmt.Errorf("deep down: %w", s)); got != want[s] || s != mm.StatusSuccess && got.Ok() {

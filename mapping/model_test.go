@@ -333,7 +333,7 @@ func runModel(t *rapid.T, c config) {
 			if _, err := hosts[i].section.Trim(); err != nil {
 				t.Fatalf("trim: %v", err)
 			}
-			if got := hosts[i].section.Info(); got.Active != 0 || got.HostCached != 0 {
+			if got := hosts[i].section.Info(); got.Active != 0 && !hosts[i].section.Rule().Pinned || got.HostCached != 0 {
 				t.Fatalf("after a trim: %+v", got)
 			}
 		},
@@ -353,6 +353,15 @@ func runModel(t *rapid.T, c config) {
 			i, off, n := file.Draw(t, "file"), offset.Draw(t, "offset"), length.Draw(t, "length")
 			if _, err := hosts[i].section.Prefetch(int64(off), int64(n)); err != nil {
 				t.Fatalf("prefetch: %v", err)
+			}
+		},
+		"rule": func(t *rapid.T) {
+			r := mm.Rule{Priority: uint8(rapid.IntRange(0, 7).Draw(t, "priority"))}
+			if c.frames >= 1000 { // else a file's pages may take all frames, and no daemon makes room
+				r.Pinned, r.NoSwap = rapid.Bool().Draw(t, "pinned"), rapid.Bool().Draw(t, "noswap")
+			}
+			if _, err := hosts[file.Draw(t, "file")].section.SetRule(r); err != nil {
+				t.Fatalf("rule %+v: %v", r, err)
 			}
 		},
 		"seek": func(t *rapid.T) {

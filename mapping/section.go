@@ -258,3 +258,10 @@ func (s *Section) Prefetch(off, n int64) (uint64, error) {
 	n = min(n, size-off)
 	return s.seg.Prefetch(uint64(off)>>mm.PageShift, uint64(off+n-1)>>mm.PageShift)
 }
+
+// Rule is how the section's pages are treated.
+func (s *Section) Rule() mm.Rule { return s.seg.Rule() }
+
+// SetRule changes that, and has the pages that there are follow. It returns how many had to be read back for it. The
+// errors are mm.Segment.SetRule's.
+func (s *Section) SetRule(r mm.Rule) (read uint64, err error) { return s.seg.SetRule(r) }

@@ -23,12 +23,11 @@ type Budget struct {
 	Frames    uint64 // frames of the arena; the records below take over frames as they grow
 	Reserve   uint64 // frames never promised, so that faults can make progress
 
-	PageFile  uint64  // slots of all page files at their maximum
-	SlotBytes uint64  // records of that many slots
-	SlotCost  float64 // bytes of one
-	PTEBytes  uint64  // records of that many prototype PTEs, in full leaves
-	Inodes    uint64  // nr_inodes
-	InodeMax  uint64  // bytes of records if all inodes are in use
+	PageFile  uint64 // slots of all page files at their maximum
+	SlotBytes uint64 // records of that many slots
+	PTEBytes  uint64 // records of that many prototype PTEs, in full leaves
+	Inodes    uint64 // nr_inodes
+	InodeMax  uint64 // bytes of records if all inodes are in use
 
 	CommitLimit uint64 // pages that can be promised
 }
@@ -58,14 +57,13 @@ func Plan(c Config) (Budget, error) {
 	}
 	b.Frames = (b.Memory - b.HostBytes) / (PageSize + pfn.EntrySize)
 	b.PFNBytes = b.Frames * pfn.EntrySize
-	b.SlotCost = c.slotBytes()
-	b.SlotBytes = uint64(float64(b.PageFile) * b.SlotCost)
+	b.SlotBytes = uint64(float64(b.PageFile) * c.slotBytes())
 	b.PTEBytes = (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages
 	b.InodeMax = b.Inodes * InodeBytes
 	b.Reserve = max(64, b.Frames/64)
 	b.CommitLimit = b.Frames - b.Reserve - min(pagesOf(b.SlotBytes), b.Frames-b.Reserve) + b.PageFile
 	if records := b.PFNBytes + b.SlotBytes + b.PTEBytes; records > b.Memory/2 {
-		most := uint64(float64(b.Memory/2-b.PFNBytes) / (b.SlotCost + float64(leafCost(3))/ViewPages) * PageSize)
+		most := uint64(float64(b.Memory/2-b.PFNBytes) / (c.slotBytes() + float64(leafCost(3))/ViewPages) * PageSize)
 		return b, fmt.Errorf("the records of a %s page file would take %s, over half of %s of memory: give it at most %s, or more memory",
 			size(b.PageFile*PageSize), size(records), size(b.Memory), size(most))
 	}

@@ -100,7 +100,7 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 		if valid := info.State == pfn.Active; valid != (w.kind() == kindValid) {
 			c.bad("%v: PTE kind %d, but frame %d is %v", where, w.kind(), w.frame(), info.State)
 		}
-		if w.kind() == kindValid && l.host>>i&1 == 0 && l.flags&leafTrimming == 0 && info.Refs == 0 {
+		if w.kind() == kindValid && l.host>>i&1 == 0 && l.flags&leafTrimming == 0 && info.Refs == 0 && !info.Locked {
 			c.bad("%v: valid, but in no mapped view", where)
 		}
 		if info.Writing {

@@ -300,6 +300,7 @@ func (r *reading) queue(id uint32, l *leaf, i uint, p uint64) {
 	f, _ := s.alloc(makeOwner(id, i), at, false)
 	var buf []byte
 	if f != 0 {
+		s.pfn.SetPriority(f, r.g.rule.Priority)
 		buf = s.pfn.Bytes(f)
 	} else {
 		buf = r.bounce(p)

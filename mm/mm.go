@@ -102,6 +102,7 @@ type Host interface {
 // System is one memory manager.
 type System struct {
 	budget   Budget
+	slotCost float64 // bytes of records that a slot costs
 	listener Listener
 	pfn      *pfn.Database
 	rec      *records
@@ -109,6 +110,7 @@ type System struct {
 	files    []*pageFile
 	commit   commit
 	cache    systemCache
+	resident residency
 	zeroPage []byte
 	n        counters
 
@@ -139,8 +141,7 @@ func New(c Config) (*System, error) {
 // NewFromBudget is New with a division of memory of the caller's own, such as a test's of 16 frames.
 func NewFromBudget(b Budget, c Config) (*System, error) {
 	var err error
-	b.SlotCost = c.slotBytes()
-	s := &System{budget: b, listener: c.Listener, segs: make(map[uint32]*Segment)}
+	s := &System{budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment)}
 	if s.rec, err = newRecords(b.Memory / 2); err != nil {
 		return nil, err
 	}
@@ -156,6 +157,7 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 	}
 	s.commit = commit{files: s.files, frames: b.CommitLimit - b.PageFile, growing: make(chan struct{}, 1)}
 	s.cache.limit = (b.HostBytes - b.HostDirty) / PageSize
+	s.resident.limit = b.Frames / 2
 	s.cache.turn = make(chan struct{}, 1)
 	s.cache.laundry = make(chan struct{}, 1)
 	s.zeroPage = make([]byte, PageSize)

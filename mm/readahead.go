@@ -113,6 +113,7 @@ func (r *reading) takeAhead(id uint32, l *leaf, p uint64, at location) pfn.Frame
 	}
 	f, _ := s.pfn.Alloc(uint64(makeOwner(id, i)), uint64(at), false, s.lowFrames())
 	if f != 0 {
+		s.pfn.SetPriority(f, r.g.rule.Priority)
 		s.rec.set(l, i, inIOPTE(at))
 	}
 	return f

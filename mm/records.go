@@ -74,7 +74,7 @@ func (s *System) recordBytes() uint64 {
 func (s *System) slotRecordBytes() uint64 {
 	var n float64
 	for _, f := range s.files {
-		n += float64(f.info().Size) * s.budget.SlotCost
+		n += float64(f.info().Size) * s.slotCost
 	}
 	return uint64(n)
 }

@@ -28,6 +28,8 @@ type Segment struct {
 	ahead readAhead
 	// +checklocks:mu
 	launder uint8 // trims that still have the host write back first
+	// +checklocks:mu
+	rule Rule
 }
 
 // pageIO is store I/O under way on consecutive pages, marked inIO. Whoever needs one of them waits for done with no lock
@@ -47,7 +49,7 @@ func (s *System) NewSegment(host Host) *Segment {
 			break
 		}
 	}
-	g := &Segment{sys: s, id: s.lastSeg, host: host}
+	g := &Segment{sys: s, id: s.lastSeg, host: host, rule: DefaultRule()}
 	s.segs[g.id] = g
 	return g
 }
@@ -166,7 +168,7 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO) {
 	s.unmapHost(id, l, pageMask(lo, hi))
 	s.commit.uncharge(uncommitted, true)
 	s.pfn.Unlock()
-	g.pages -= uncommitted
+	g.removePages(uncommitted)
 	s.n.pagesFreed.Add(frames)
 	return nil
 }
@@ -197,6 +199,9 @@ func (g *Segment) retire() {
 func (g *Segment) Commit(first, last uint64) error {
 	n, err := g.uncommitted(first, last)
 	if err != nil {
+		return err
+	}
+	if err := g.admit(n); err != nil {
 		return err
 	}
 	budget := n
@@ -243,7 +248,7 @@ func (g *Segment) commitView(key uint64, lo, hi uint, budget *uint64) error {
 			}
 		}
 		s.spend(need, budget)
-		g.pages += need
+		g.addPages(need)
 		return nil
 	})
 }

@@ -17,6 +17,7 @@ const (
 	StatusNoData                  // SEEK_DATA or SEEK_HOLE at or past the end
 	StatusBusy                    // too many are waiting for the same thing; try again
 	StatusDeleted                 // the section is gone
+	StatusWorkingSetQuota         // more pages would have to stay in memory than may (STATUS_WORKING_SET_QUOTA)
 )
 
 var statusText = [...]string{
@@ -29,6 +30,7 @@ var statusText = [...]string{
 	StatusNoData:           "no data at or after that offset",
 	StatusBusy:             "busy",
 	StatusDeleted:          "section deleted",
+	StatusWorkingSetQuota:  "working set quota: at most half of memory can be kept from leaving it",
 }
 
 // Error is the status in words.

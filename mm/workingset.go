@@ -134,7 +134,7 @@ func (s *System) trimPages(l *leaf, mask uint64) (n uint64) {
 	}
 	for mask != 0 {
 		i := lowestBit(&mask)
-		if w := words[i]; w.kind() == kindValid {
+		if w := words[i]; w.kind() == kindValid && !s.pfn.Locked(w.frame()) {
 			s.rec.set(l, i, transitionPTE(w.frame()))
 			s.pfn.Trim(w.frame())
 			n++

@@ -28,6 +28,9 @@ func (g *Segment) Write(off int64, data []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := g.admit(budget); err != nil {
+		return err
+	}
 	if err := g.sys.commit.charge(budget); err != nil {
 		return err
 	}
@@ -272,6 +275,9 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 			need++
 		}
 	}
+	if w.g.rule.resident() && s.pfn.Available() < uint64(len(w.pages)) {
+		return nil, nil, errNoSlot // its pages must not go to a slot: they wait for a frame
+	}
 	return nil, nil, s.topUp(need, w.budget)
 }
 
@@ -302,6 +308,7 @@ func (w *writing) takeFrames(id uint32, l *leaf) {
 		}
 		p.fresh = true
 		fresh++
+		s.pfn.SetPriority(p.frame, w.g.rule.Priority)
 	}
 	s.n.transitionFaults.Add(soft)
 	s.n.demandZeroFaults.Add(fresh)
@@ -365,10 +372,13 @@ func (w *writing) attach(l *leaf) {
 			s.pfn.MakeValid(p.frame)
 		}
 		s.freeLocation(location(s.pfn.SetDirty(p.frame)))
+		if w.g.rule.resident() {
+			_ = s.pfn.Keep(p.frame, w.g.rule.Pinned) // dirty: no store has it
+		}
 		s.pfn.Unpin(p.frame)
 	}
 	s.spend(attached, w.budget)
-	w.g.pages += attached
+	w.g.addPages(attached)
 }
 
 // writeDirect stores the pages without a frame in slots, in as few writes as the free slots allow. Pages that found no slot
@@ -425,5 +435,5 @@ func (w *writing) attachDirect(l *leaf) {
 		s.rec.set(l, at, pagedPTE(p.at))
 	}
 	s.unspend(detached, w.budget)
-	w.g.pages -= detached
+	w.g.removePages(detached)
 }

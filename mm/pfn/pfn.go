@@ -35,6 +35,8 @@ const (
 	deleting             // its page is gone; free it when the last reference goes
 	record               // taken over by the manager's records
 	ahead                // read ahead of its first touch
+	keep                 // its page must not leave memory: it is dirty for as long as this is set
+	lock                 // nor its working set
 )
 
 // entry is one frame's record. No Go pointers: entries lie outside the Go heap.
@@ -270,9 +272,12 @@ func (d *Database) Unpin(f Frame) {
 
 // +checklocks:d.mu
 func (d *Database) settle(f Frame) {
-	if d.entries[f].flags&dirty != 0 {
+	switch flags := d.entries[f].flags; {
+	case flags&keep != 0:
+		d.apply(f, SettleNoWrite)
+	case flags&dirty != 0:
 		d.apply(f, SettleDirty)
-	} else {
+	default:
 		d.apply(f, SettleClean)
 	}
 }
@@ -297,14 +302,16 @@ func (d *Database) ReadAhead(f Frame) {
 	d.Unpin(f)
 }
 
-// Trim takes f out of its working set: to Standby if its store has the bytes, to Modified if not, to Transition while it
-// is pinned or being written.
+// Trim takes f out of its working set: to Standby if its store has the bytes, to Modified if not, to ModifiedNoWrite if it
+// must not leave memory, to Transition while it is pinned or being written.
 // +checklocks:d.mu
 func (d *Database) Trim(f Frame) {
 	e := &d.entries[f]
 	switch {
 	case e.refs > 0:
 		d.apply(f, TrimBusy)
+	case e.flags&keep != 0:
+		d.apply(f, TrimNoWrite)
 	case e.flags&dirty != 0:
 		d.apply(f, TrimDirty)
 	default:
@@ -447,6 +454,8 @@ type Info struct {
 	Writing  bool
 	Record   bool
 	Deleting bool
+	Kept     bool // must not leave memory
+	Locked   bool // nor its working set
 }
 
 // Info returns a copy of f's entry.
@@ -456,6 +465,7 @@ func (d *Database) Info(f Frame) Info {
 	return Info{
 		State: e.state, Owner: e.owner, Original: e.original, Refs: e.refs, Priority: e.priority,
 		Dirty: e.flags&dirty != 0, Writing: e.flags&writing != 0, Record: e.flags&record != 0, Deleting: e.flags&deleting != 0,
+		Kept: e.flags&keep != 0, Locked: e.flags&lock != 0,
 	}
 }
 

@@ -14,7 +14,7 @@ Free             Allocate→Transition Retire→Bad
 Standby          Allocate→Transition MakeValid→Active Release→Free
 Modified         MakeValid→Active PageOut→Transition Release→Free
 ModifiedNoWrite  MakeValid→Active Release→Free
-Transition       MakeValid→Active SettleClean→Standby SettleDirty→Modified Release→Free MadeZero→Zeroed Retire→Bad
+Transition       MakeValid→Active SettleClean→Standby SettleDirty→Modified SettleNoWrite→ModifiedNoWrite Release→Free MadeZero→Zeroed Retire→Bad
 Active           Steal→Transition TrimClean→Standby TrimDirty→Modified TrimBusy→Transition TrimNoWrite→ModifiedNoWrite Release→Free
 Bad
 `

@@ -33,24 +33,25 @@ type Event uint8
 
 // The events.
 const (
-	Allocate    Event = iota // taken for a page, an I/O or the zero-page thread
-	Steal                    // a clean Active page gives up its frame: its store has the bytes
-	MakeValid                // enters a working set
-	TrimClean                // leaves its working set, store has the bytes
-	TrimDirty                // leaves its working set, store has not
-	TrimBusy                 // leaves its working set while pinned or being written; settles later
-	TrimNoWrite              // leaves its working set, not to be written
-	PageOut                  // the modified page writer takes it
-	SettleClean              // last pin or I/O ended: store has the bytes
-	SettleDirty              // last pin or I/O ended: store has not
-	Release                  // its page is deleted
-	MadeZero                 // the zero-page thread filled it
-	Retire                   // taken out of use
+	Allocate      Event = iota // taken for a page, an I/O or the zero-page thread
+	Steal                      // a clean Active page gives up its frame: its store has the bytes
+	MakeValid                  // enters a working set
+	TrimClean                  // leaves its working set, store has the bytes
+	TrimDirty                  // leaves its working set, store has not
+	TrimBusy                   // leaves its working set while pinned or being written; settles later
+	TrimNoWrite                // leaves its working set, not to be written
+	PageOut                    // the modified page writer takes it
+	SettleClean                // last pin or I/O ended: store has the bytes
+	SettleDirty                // last pin or I/O ended: store has not
+	SettleNoWrite              // last pin or I/O ended: not to be written
+	Release                    // its page is deleted
+	MadeZero                   // the zero-page thread filled it
+	Retire                     // taken out of use
 	numEvents
 )
 
 var eventNames = [numEvents]string{"Allocate", "Steal", "MakeValid", "TrimClean", "TrimDirty", "TrimBusy", "TrimNoWrite",
-	"PageOut", "SettleClean", "SettleDirty", "Release", "MadeZero", "Retire"}
+	"PageOut", "SettleClean", "SettleDirty", "SettleNoWrite", "Release", "MadeZero", "Retire"}
 
 func (e Event) String() string {
 	if e < numEvents {
@@ -94,6 +95,7 @@ var table = func() (t [numStates][numEvents]State) {
 		{PageOut, Transition, []State{Modified}},
 		{SettleClean, Standby, []State{Transition}},
 		{SettleDirty, Modified, []State{Transition}},
+		{SettleNoWrite, ModifiedNoWrite, []State{Transition}},
 		{Release, Free, []State{Active, Standby, Modified, ModifiedNoWrite, Transition}},
 		{MadeZero, Zeroed, []State{Transition}},
 		{Retire, Bad, []State{Transition, Free, Zeroed}},
