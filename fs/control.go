@@ -536,7 +536,7 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 		if status := sentToUs(n.real); !status.Ok() {
 			return nil, status
 		}
-		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{Stat: controlStat(n.real), File: n.real.section})
+		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{Stat: controlStat(n.real), File: controlled{n.real.section, n.real}})
 	case controlDirRow:
 		dir, status := sum(n.real, caller)
 		if !status.Ok() {
@@ -614,13 +614,15 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 		answer, failed = ctl.Execute(ctl.ManagerVerbs, c.mount, data, c.env)
 	case controlFileRow:
 		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Files: func(f func(ctl.File)) uint64 {
-			f(h.node.real.section)
+			f(controlled{h.node.real.section, h.node.real})
 			return 0
 		}}, data, c.env)
 	case controlDirRow:
 		caller := in.Caller
 		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Dir: true, Files: func(f func(ctl.File)) uint64 {
 			return c.steerable(h.node.real, &caller, f)
+		}, Folders: func(f func(ctl.Steered)) {
+			c.steerableFolders(h.node.real, &caller, f)
 		}}, data, c.env)
 	}
 	if len(answer) > 0 { // else there was no command
@@ -872,10 +874,24 @@ func (c *controlTree) steerable(dir *node, caller *fuse.Caller, f func(ctl.File)
 		switch {
 		case !n.isRegular():
 		case all || n.attr().Uid == caller.Uid:
-			f(n.section)
+			f(controlled{n.section, n})
 		default:
 			skipped++
 		}
 	})
 	return skipped
+}
+
+// steerableFolders calls f for a directory and those below it that the caller may steer.
+func (c *controlTree) steerableFolders(dir *node, caller *fuse.Caller, f func(ctl.Steered)) {
+	all := c.steers(caller)
+	mine := func(d *node) bool { return all || d.attr().Uid == caller.Uid }
+	if mine(dir) {
+		f(dir)
+	}
+	below(dir, func(d *node) bool { return all || may(caller, d, 5) }, func(n *node) {
+		if n.isDir() && mine(n) {
+			f(n)
+		}
+	})
 }

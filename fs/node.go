@@ -108,10 +108,11 @@ type seed struct {
 	target     string
 	accessACL  []byte // encoded, nil for none
 	defaultACL []byte
+	rules      map[string][]byte // by attribute
 }
 
 func (s *seed) xattrs() map[string][]byte {
-	var x map[string][]byte
+	x := s.rules
 	for name, value := range map[string][]byte{aclAccess: s.accessACL, aclDefault: s.defaultACL} {
 		if value == nil {
 			continue
@@ -153,6 +154,7 @@ func (f *fileSystem) newNode(s seed) (*node, fuse.Status) {
 	switch n.kind {
 	case syscall.S_IFREG:
 		n.section = mapping.NewSection(f.sys, n)
+		_, _ = n.section.SetRule(ruleOf(xattrs)) // it has no pages yet: nothing can fail
 	case syscall.S_IFDIR:
 		n.dir = &directory{}
 		n.meta.nlink = 2

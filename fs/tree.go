@@ -211,6 +211,7 @@ func (n *node) seed(c creation) seed {
 			s.mode |= syscall.S_ISGID
 		}
 	}
+	s.inheritRules(n.xattrs)
 	if s.mode&syscall.S_IFMT != syscall.S_IFLNK {
 		s.inheritACL(n.xattrs[aclDefault], c.umask)
 	}

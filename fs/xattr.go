@@ -87,6 +87,10 @@ func (n *node) setXattr(in *fuse.SetXAttrIn, name string, data []byte) fuse.Stat
 	case len(data) > maxXattrValue:
 		return e2big
 	case name != aclAccess && name != aclDefault:
+		if part := rulePartOf(name); part != nil {
+			_, err := n.setRule(part, c)
+			return errno(err)
+		}
 		return n.changeXattr(c)
 	}
 	list, ok := parseACL(data)
@@ -168,6 +172,15 @@ func (n *node) removeXattr(name string) fuse.Status {
 	if st := checkXattr(name); !st.Ok() {
 		return st
 	}
+	if st := n.dropXattr(name); !st.Ok() || rulePartOf(name) == nil {
+		return st
+	}
+	_, err := n.followRules()
+	return errno(err)
+}
+
+// dropXattr takes an attribute away; ENODATA if there is none.
+func (n *node) dropXattr(name string) fuse.Status {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.removeXattrLocked(name) {

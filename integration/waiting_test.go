@@ -71,7 +71,7 @@ func TestWaitingRules(t *testing.T) {
 		slowest = max(slowest, time.Since(began))
 		time.Sleep(20 * time.Millisecond)
 	}
-	if slowest > 5*time.Second {
+	if slowest > time.Minute { // a machine may be busy; what hangs, hangs for ever
 		t.Errorf("statfs, readdir and vmstat together took up to %v", slowest)
 	}
 	quit.Store(true)

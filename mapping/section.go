@@ -168,6 +168,21 @@ func (s *Section) Punch(off, n int64) error {
 	return nil
 }
 
+// Discard makes [off, off+n) zeros, in the host's copies as well. What programs are writing there at the same time may be
+// lost or not. It waits for the host: no handler of a READ or WRITE may call it.
+func (s *Section) Discard(off, n int64) error {
+	if off < 0 || n <= 0 {
+		return mm.StatusInvalidParameter
+	}
+	if err := s.host.Invalidate(off, n); err != nil {
+		return err
+	}
+	if err := s.Punch(off, n); err != nil {
+		return err
+	}
+	return s.host.Invalidate(off, n)
+}
+
 // SeekData returns the first offset at or after off with data, as lseek(2) SEEK_DATA. StatusNoData if there is none.
 func (s *Section) SeekData(off int64) (int64, error) {
 	size := s.Size()

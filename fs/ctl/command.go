@@ -62,14 +62,16 @@ var ManagerVerbs = []Verb[*Mount]{
 }
 
 // FileVerbs are the commands of a file's or directory's ctl.
-var FileVerbs = []Verb[*Target]{
+var FileVerbs = append([]Verb[*Target]{
 	{Words: "trim", Launders: true, Run: trimFiles,
 		Help: "unmap the file's views in the host, then write its modified pages"},
 	{Words: "flush", Launders: true, Run: flushFiles,
 		Help: "have the host send what programs wrote, and write the file's modified pages"},
 	{Words: "prefetch", Range: true, Run: prefetchFiles,
 		Help: "read pages back from their page files: LEN bytes from OFF on, or to the end of the file"},
-}
+	{Words: "discard", Range: true, Launders: true, Run: discardFiles,
+		Help: "make LEN bytes from OFF on zeros, or all to the end, and give their space back; the size stays"},
+}, ruleVerbs()...)
 
 func trimMount(m *Mount, _ Range) ([]Tally, error) {
 	trimmed, err := m.TrimAll()
@@ -118,6 +120,8 @@ func checkMount(m *Mount, _ Range) ([]Tally, error) {
 type Target struct {
 	// Files calls f for each file once and says how many it left out, because the writer may not steer them.
 	Files func(f func(File)) (skipped uint64)
+	// Folders calls f for the directory itself and each below it; nil for a file.
+	Folders func(f func(Steered))
 	// Dir says that the answer tells how many files there were, and that one file's failure does not end the command.
 	Dir bool
 }

@@ -61,7 +61,7 @@ type Mount struct {
 	Inodes  func() (used, max uint64) // of nr_inodes
 }
 
-// File is what the control files of a regular file need; *mapping.Section satisfies it.
+// File is what the control files of a regular file need.
 type File interface {
 	Info() mapping.Info
 	Blocks() uint64 // of 512 bytes, as in st_blocks
@@ -70,6 +70,9 @@ type File interface {
 	Trim() (uint64, error)
 	Flush() (uint64, error)
 	Prefetch(off, n int64) (uint64, error)
+	Discard(off, n int64) error // n < 0 is to the end
+	Rule() mm.Rule
+	Steered
 }
 
 // Stat is what stat(2) says of an entry of .proc/files, as far as its info repeats it.

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -65,6 +66,15 @@ func (f *fakeFile) EachPage(first, n uint64, do func(mm.PageInfo) bool) {
 
 func (f *fakeFile) Trim() (uint64, error)  { f.calls = append(f.calls, "Trim"); return 5, f.err }
 func (f *fakeFile) Flush() (uint64, error) { f.calls = append(f.calls, "Flush"); return 3, f.err }
+func (f *fakeFile) Discard(off, n int64) error {
+	f.calls = append(f.calls, fmt.Sprintf("Discard %d %d", off, n))
+	return f.err
+}
+func (f *fakeFile) Rule() mm.Rule { return mm.Rule{Priority: 3, NoSwap: true} }
+func (f *fakeFile) SetRule(name, value string) (uint64, error) {
+	f.calls = append(f.calls, name+"="+value)
+	return 2, f.err
+}
 func (f *fakeFile) Prefetch(off, n int64) (uint64, error) {
 	f.calls = append(f.calls, "Prefetch")
 	return uint64(n+mm.PageSize-1) >> mm.PageShift, f.err

@@ -51,7 +51,21 @@ func fileInfo(f *RegularFile) *Doc {
 	d := new(Doc)
 	statFields(d, &f.Stat)
 	infoFields(d, f.Info(), f.Blocks())
+	ruleFields(d, f.Rule())
 	return d
+}
+
+func ruleFields(d *Doc, r mm.Rule) {
+	d.Field("Priority", "priority", Count(uint64(r.Priority)))
+	d.Field("Pinned", "pinned", yesNo(r.Pinned))
+	d.Field("NoSwap", "noswap", yesNo(r.NoSwap))
+}
+
+func yesNo(b bool) Value {
+	if b {
+		return Word("yes")
+	}
+	return Word("no")
 }
 
 func dirInfo(dir *Directory) *Doc {

@@ -1,0 +1,65 @@
+package ctl
+
+import (
+	"strconv"
+
+	"memfs/mm/pfn"
+)
+
+// Steered is a file or a directory whose rule can be set. What is made in a directory inherits the directory's.
+type Steered interface {
+	// SetRule sets one part of the rule, named as its extended attribute is: priority, pin or noswap. It returns how many
+	// pages had to be read back for it.
+	SetRule(name, value string) (read uint64, err error)
+}
+
+// The parts of a rule, as the extended attributes user.memfs.NAME keep them.
+const (
+	RulePriority = "priority" // 0 to 7; 5 is what pages have that nobody set
+	RulePin      = "pin"      // 1 is yes, 0 is no
+	RuleNoSwap   = "noswap"   // the same
+)
+
+// ruleVerbs are the commands that set rules.
+func ruleVerbs() []Verb[*Target] {
+	rows := []Verb[*Target]{
+		{Words: "pin", Run: rule(RulePin, "1"),
+			Help: "keep the pages in memory and in the working set, as VirtualLock: half of memory at most"},
+		{Words: "unpin", Run: rule(RulePin, "0"), Help: "undo pin"},
+		{Words: "noswap", Run: rule(RuleNoSwap, "1"),
+			Help: "keep the pages in memory: never in a page file; half of memory at most"},
+		{Words: "swap", Run: rule(RuleNoSwap, "0"), Help: "undo noswap"},
+	}
+	for p := range pfn.Priorities {
+		value := strconv.Itoa(p)
+		rows = append(rows, Verb[*Target]{Words: "priority " + value, Run: rule(RulePriority, value),
+			Help: "use standby list " + value + ": the pages of a lower one are taken first, 5 is the usual one"})
+	}
+	return rows
+}
+
+// rule sets a part of the rule of every file, and of the directories that they are in.
+func rule(name, value string) func(*Target, Range) ([]Tally, error) {
+	return func(t *Target, _ Range) ([]Tally, error) {
+		if t.Folders != nil {
+			t.Folders(func(d Steered) { _, _ = d.SetRule(name, value) })
+		}
+		return t.each([]Tally{{Name: "read"}}, func(f File, moved []Tally) error {
+			read, err := f.SetRule(name, value)
+			moved[0].N += read
+			return err
+		})
+	}
+}
+
+func discardFiles(t *Target, r Range) ([]Tally, error) {
+	return t.each([]Tally{{Name: "discarded"}}, func(f File, moved []Tally) error {
+		before := f.Blocks()
+		err := f.Discard(r.Off, r.Len)
+		moved[0].N += (before - min(before, f.Blocks())) / blocksPerPage
+		return err
+	})
+}
+
+// blocksPerPage is how many of st_blocks' units a page has.
+const blocksPerPage = 8

@@ -1,0 +1,123 @@
+package integration
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// info is one line of a file's info.
+func (m *mount) info(t *testing.T, file, label string) string {
+	t.Helper()
+	for line := range strings.Lines(string(mustRead(t, m.path(".proc/files/"+file+"/info")))) {
+		if rest, ok := strings.CutPrefix(line, label+":"); ok {
+			return strings.TrimSuffix(strings.TrimSpace(rest), " pages")
+		}
+	}
+	t.Fatalf("%s: info has no %s", file, label)
+	return ""
+}
+
+// fillTwice writes and reads more than twice what memory holds.
+func (m *mount) fillTwice(t *testing.T) {
+	t.Helper()
+	for i := range 70 {
+		must(t, writeContent(m.path("filler"+string(rune('0'+i%10))+string(rune('0'+i/10))), i, 1<<20))
+	}
+	run(t, m.dir, "sh", "-c", "cat filler* >/dev/null; rm filler*")
+}
+
+// TestRules sets rules by the words of a ctl and by setfattr, on a file and on a directory, and sees that the pages, cp
+// and the files made below follow.
+func TestRules(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "256M"})
+	must(t, writeContent(m.path("kept"), 1, 4<<20))
+	must(t, writeContent(m.path("other"), 2, 4<<20))
+	m.fillTwice(t)
+	if m.info(t, "kept", "Paged") == "0" {
+		t.Error("nothing of the file was paged out: the test needs more pressure")
+	}
+
+	run(t, m.dir, "sh", "-c", "echo noswap > .proc/files/kept/ctl")
+	if got := run(t, m.dir, "getfattr", "--only-values", "-n", "user.memfs.noswap", "kept"); got != "1" {
+		t.Errorf("user.memfs.noswap is %q after the command", got)
+	}
+	m.fillTwice(t)
+	if got := m.info(t, "kept", "Paged"); got != "0" {
+		t.Errorf("of a file that is not to be swapped, %s pages are paged out", got)
+	}
+	if got := m.info(t, "other", "Paged"); got == "0" {
+		t.Error("nothing of the other file was paged out: the test needs more pressure")
+	}
+	wantContent(t, m.path("kept"), 1, 4<<20)
+	wantContent(t, m.path("other"), 2, 4<<20)
+
+	run(t, m.dir, "setfattr", "-n", "user.memfs.priority", "-v", "2", "other")
+	if got := m.info(t, "other", "Priority"); got != "2" {
+		t.Errorf("priority is %s after setfattr", got)
+	}
+	run(t, m.dir, "cp", "-a", "other", "copy")
+	if got := m.info(t, "copy", "Priority"); got != "2" {
+		t.Errorf("priority of a copy by cp -a is %s", got)
+	}
+	run(t, m.dir, "setfattr", "-x", "user.memfs.priority", "other")
+	if got := m.info(t, "other", "Priority"); got != "5" {
+		t.Errorf("priority is %s after the attribute was removed", got)
+	}
+	for _, bad := range []string{"8", "", "high"} {
+		if err := unix.Setxattr(m.path("other"), "user.memfs.priority", []byte(bad), 0); err != unix.EINVAL {
+			t.Errorf("user.memfs.priority=%q: %v, want EINVAL", bad, err)
+		}
+	}
+
+	must(t, os.MkdirAll(m.path("dir/sub"), 0o755))
+	must(t, writeContent(m.path("dir/old"), 3, 1<<20))
+	run(t, m.dir, "sh", "-c", "echo pin > .proc/files/dir/:ctl")
+	must(t, writeContent(m.path("dir/sub/new"), 4, 1<<20))
+	for _, name := range []string{"dir/old", "dir/sub/new"} {
+		if got := m.info(t, name, "Pinned"); got != "yes" {
+			t.Errorf("%s: pinned is %s", name, got)
+		}
+	}
+	m.fillTwice(t)
+	if got := m.info(t, "dir/old", "Active"); got != "256" {
+		t.Errorf("of a pinned file of 1 MiB, %s pages are active", got)
+	}
+}
+
+// TestRuleRefused: what does not fit into half of memory is refused in words that help, and nothing has changed.
+func TestRuleRefused(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "256M"})
+	must(t, writeContent(m.path("big"), 1, 24<<20))
+	out, err := tryRun(m.dir, "", "sh", "-c", "exec 3<>.proc/files/big/ctl; echo pin >&3; code=$?; cat <&3; exit $code")
+	if err == nil || !strings.Contains(out, "ERR ENOMEM") || !strings.Contains(out, "half of memory") {
+		t.Errorf("pinning 24 MiB of 32: %q, %v", out, err)
+	}
+	if got := m.info(t, "big", "Pinned"); got != "no" {
+		t.Errorf("pinned is %s after the refusal", got)
+	}
+	if _, err := unix.Getxattr(m.path("big"), "user.memfs.pin", nil); err != unix.ENODATA {
+		t.Errorf("user.memfs.pin after the refusal: %v, want ENODATA", err)
+	}
+	wantContent(t, m.path("big"), 1, 24<<20)
+}
+
+// TestDiscard: discarded bytes are zeros for everybody, mapped or read, and their space is free again.
+func TestDiscard(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
+	must(t, writeContent(m.path("file"), 1, 8<<20))
+	before := mustRead(t, m.path("file"))
+	run(t, m.dir, "sh", "-c", "echo 'discard 1M 2M' > .proc/files/file/ctl")
+	clear(before[1<<20 : 3<<20])
+	wantFile(t, m.path("file"), before)
+	if got := m.info(t, "file", "Committed"); got != "1536" {
+		t.Errorf("%s pages are committed after 2 of 8 MiB were discarded", got)
+	}
+	if st := stat(t, m.path("file")); st.Blocks != 6<<20/512 || st.Size != 8<<20 {
+		t.Errorf("%d blocks, size %d", st.Blocks, st.Size)
+	}
+	run(t, m.dir, "sh", "-c", "echo discard > .proc/files/file/ctl")
+	wantFile(t, m.path("file"), make([]byte, 8<<20))
+}
