@@ -857,6 +857,7 @@ func addInfo(sum *mapping.Info, i mapping.Info) {
 	sum.Modified += i.Modified
 	sum.Transition += i.Transition
 	sum.Paged += i.Paged
+	sum.Compressed += i.Compressed
 	sum.HostCached += i.HostCached
 }
 

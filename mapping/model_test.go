@@ -196,16 +196,19 @@ type config struct {
 	host   uint64 // pages that the host may hold
 	slots  uint64
 
-	encrypt bool
+	encrypt    bool
+	compressed uint64 // bytes; 0 is none
 }
 
 var matrix = []config{
-	{"16 frames", 16, 8, 4096, false},
-	{"16 frames, host holds all", 16, 4096, 4096, false},
-	{"100 frames, host holds nothing", 100, 1, 4096, false},
-	{"4096 frames, no page file", 4096, 100, 0, false},
-	{"4096 frames", 4096, 1000, 4096, false},
-	{"16 frames, encrypted", 16, 8, 512, true},
+	{"16 frames", 16, 8, 4096, false, 0},
+	{"16 frames, host holds all", 16, 4096, 4096, false, 0},
+	{"100 frames, host holds nothing", 100, 1, 4096, false, 0},
+	{"4096 frames, no page file", 4096, 100, 0, false, 0},
+	{"4096 frames", 4096, 1000, 4096, false, 0},
+	{"16 frames, encrypted", 16, 8, 512, true, 0},
+	{"200 frames, compressed", 200, 8, 4096, false, 128 << 10},
+	{"4096 frames, compressed", 4096, 8, 4096, false, 4 << 20},
 }
 
 func (c config) start(t fataler) *mm.System {
@@ -217,6 +220,13 @@ func (c config) start(t fataler) *mm.System {
 	cfg := mm.Config{Memory: b.Memory, Encrypt: c.encrypt}
 	if c.slots > 0 {
 		cfg.PageFiles = []mm.PageFileConfig{{Name: "test", Store: store.NewMem(), Max: c.slots}}
+	}
+	if c.compressed > 0 {
+		z, err := store.NewCompressed("s2", 2*c.compressed)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		cfg.Compressed = &mm.CompressedConfig{Store: z, Limit: c.compressed, Slots: 1000}
 	}
 	s, err := mm.NewFromBudget(b, cfg)
 	if err != nil {

@@ -221,6 +221,7 @@ type Info struct {
 	Modified   uint64
 	Transition uint64 // under I/O
 	Paged      uint64 // in a page file only
+	Compressed uint64 // in compressed memory only
 	HostCached uint64 // the host kernel may hold a copy
 }
 
@@ -239,6 +240,8 @@ func (s *Section) Info() Info {
 			i.Transition++
 		case mm.StatePaged:
 			i.Paged++
+		case mm.StateCompressed:
+			i.Compressed++
 		}
 		if p.Host {
 			i.HostCached++

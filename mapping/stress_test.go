@@ -20,7 +20,7 @@ import (
 // misplaced page shows.
 func TestStress(t *testing.T) {
 	const pages, workers = 600, 4
-	c := config{frames: 600, host: 200, slots: 8192, encrypt: true}
+	c := config{frames: 600, host: 200, slots: 8192, encrypt: true, compressed: 200 << 10}
 	s := c.start(t)
 	s.Start()
 	stop := make(chan struct{})

@@ -17,6 +17,7 @@ func (s *System) balanceLoop(t *thread) {
 			s.pfn.Tick()
 			s.pfn.Unlock()
 		}
+		_ = s.settleCompression()
 		s.syncRecords()
 		if s.overLimit() {
 			s.trimmer.kick()

@@ -24,10 +24,12 @@ type Budget struct {
 	Reserve   uint64 // frames never promised, so that faults can make progress
 
 	PageFile  uint64 // slots of all page files at their maximum
-	SlotBytes uint64 // records of that many slots
+	SlotBytes uint64 // records of that many slots, and of those of compressed memory
 	PTEBytes  uint64 // records of that many prototype PTEs, in full leaves
 	Inodes    uint64 // nr_inodes
 	InodeMax  uint64 // bytes of records if all inodes are in use
+
+	Compressed uint64 // bytes of frames that compressed pages may take
 
 	CommitLimit uint64 // pages that can be promised
 }
@@ -58,6 +60,13 @@ func Plan(c Config) (Budget, error) {
 	b.Frames = (b.Memory - b.HostBytes) / (PageSize + pfn.EntrySize)
 	b.PFNBytes = b.Frames * pfn.EntrySize
 	b.SlotBytes = uint64(float64(b.PageFile) * c.slotBytes())
+	if z := c.Compressed; z != nil {
+		b.Compressed = z.Limit
+		b.SlotBytes += uint64(float64(z.slots()) * compressedSlotBytes)
+		if most := b.Frames / 2 * PageSize; z.Limit > most {
+			return b, fmt.Errorf("%s of compressed memory is too much: at most half of the frames, %s", size(z.Limit), size(most))
+		}
+	}
 	b.PTEBytes = (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages
 	b.InodeMax = b.Inodes * InodeBytes
 	b.Reserve = max(64, b.Frames/64)
@@ -81,6 +90,9 @@ func (b Budget) String() string {
 	line("pfn database", b.PFNBytes, "%d bytes a frame", pfn.EntrySize)
 	line("frames", b.Frames*PageSize, "%d frames; the records below take frames over as they grow", b.Frames)
 	line("page file", b.PageFile*PageSize, "%d slots; full, its records take %s", b.PageFile, size(b.SlotBytes))
+	if b.Compressed > 0 {
+		line("compressed", b.Compressed, "of the frames, for pages that compress, before they go to the page file")
+	}
 	line("page tables", b.PTEBytes, "at the commit limit")
 	line("inodes", b.InodeMax, "if all %d are in use", b.Inodes)
 	line("commit limit", b.CommitLimit*PageSize, "frames less %d in reserve and the slots' records, plus page file", b.Reserve)

@@ -12,6 +12,7 @@ type counters struct {
 	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites            atomic.Uint64
 	viewsMapped, viewsTrimmed, pagesTrimmed, pagesFreed, laundered, invalidations         atomic.Uint64
 	pagesReadAhead, readAheadHits                                                         atomic.Uint64
+	pagesCompressed, pagesMigrated                                                        atomic.Uint64
 	zeroedPages, checksumErrors, readErrors, writeErrors, refusedWrites                   atomic.Uint64
 }
 
@@ -40,6 +41,7 @@ func (s *System) Snapshot() Snapshot {
 			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
 			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
 			Repurposed: c.Repurposed, ZeroedPages: n.zeroedPages.Load(),
+			PagesCompressed: n.pagesCompressed.Load(), PagesMigrated: n.pagesMigrated.Load(),
 			ChecksumErrors: n.checksumErrors.Load(), ReadErrors: n.readErrors.Load(), WriteErrors: n.writeErrors.Load(),
 			RefusedWrites: n.refusedWrites.Load(),
 		},
@@ -48,7 +50,8 @@ func (s *System) Snapshot() Snapshot {
 	snap.Commit, snap.CommitPeak, snap.Counters.CommitRefusals = s.commit.charged, s.commit.peak, s.commit.refusals
 	snap.CommitLimit = s.commit.frames + s.commit.limitLocked()
 	s.commit.mu.Unlock()
-	for _, f := range s.files {
+	snap.Compressed = s.compressedInfo()
+	for _, f := range s.disks {
 		snap.PageFiles = append(snap.PageFiles, f.info())
 	}
 	s.segMu.Lock()

@@ -371,6 +371,9 @@ func (r *reading) fetch() error {
 				l := s.rec.leaves.At(g.leafAt(p >> viewShift))
 				s.rec.set(l, uint(p%ViewPages), validPTE(f))
 				s.pfn.MakeValid(f)
+				if s.isCompressed(n.at) { // it would be in memory twice
+					s.freeLocation(location(s.pfn.SetDirty(f)))
+				}
 				r.set.frames[p-r.first] = f // its reference is now the reply's pin
 			}
 			r.set.slices[p-r.first] = n.bufs[j]

@@ -62,7 +62,9 @@ type Config struct {
 	PageFiles    []PageFileConfig // in order of preference; none = nothing is paged out
 	Listener     Listener
 	DirtyBounded bool // the host bounds what programs have written and it has not sent us
-	Encrypt      bool // page files hold nothing that can be read without a key that dies with the System
+	// Compressed keeps pages in memory compressed before they go to a page file; nil = not.
+	Compressed *CompressedConfig
+	Encrypt    bool // page files hold nothing that can be read without a key that dies with the System
 }
 
 // PageFileConfig is one page file. New takes the store over and closes it at Close.
@@ -107,12 +109,15 @@ type System struct {
 	pfn      *pfn.Database
 	rec      *records
 	book     recordBook
-	files    []*pageFile
+	files    []*pageFile // the compressed store's last
+	disks    []*pageFile // the others
 	commit   commit
 	cache    systemCache
 	resident residency
-	zeroPage []byte
-	n        counters
+	// compressed is nil if there is none.
+	compressed *compression
+	zeroPage   []byte
+	n          counters
 
 	segMu sync.Mutex
 	// +checklocks:segMu
@@ -155,7 +160,14 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 		}
 		s.files = append(s.files, p)
 	}
-	s.commit = commit{files: s.files, frames: b.CommitLimit - b.PageFile, growing: make(chan struct{}, 1)}
+	s.disks = s.files
+	if c.Compressed != nil {
+		if s.compressed, err = newCompression(len(s.files), c.Compressed, &s.listener); err != nil {
+			return nil, err
+		}
+		s.files = append(s.disks[:len(s.disks):len(s.disks)], s.compressed.file)
+	}
+	s.commit = commit{files: s.disks, frames: b.CommitLimit - b.PageFile, growing: make(chan struct{}, 1)}
 	s.cache.limit = (b.HostBytes - b.HostDirty) / PageSize
 	s.resident.limit = b.Frames / 2
 	s.cache.turn = make(chan struct{}, 1)
@@ -187,10 +199,14 @@ func (s *System) Close() error {
 	for _, t := range s.threads() {
 		t.stop()
 	}
+	_ = s.settleCompression()
 	s.syncRecords()
 	err := s.leaks()
-	for _, f := range s.files {
+	for _, f := range s.disks {
 		err = errors.Join(err, f.close())
+	}
+	if s.compressed != nil {
+		err = errors.Join(err, s.compressed.close())
 	}
 	s.rec.close()
 	return errors.Join(err, s.pfn.Close())
@@ -233,7 +249,7 @@ func (s *System) freeLocation(l location) {
 
 // allocSlots takes up to n consecutive slots of the first page file that has any.
 func (s *System) allocSlots(n uint64) (loc location, got uint64) {
-	for _, f := range s.files {
+	for _, f := range s.disks {
 		if slot, got := f.alloc(n); got > 0 {
 			return makeLocation(f.index, slot), got
 		}

@@ -32,6 +32,7 @@ type pageFile struct {
 	max      uint64 // slots
 	listener *Listener
 	guard    guard
+	discards bool // the store is told at once of a slot that is free; it must not do I/O
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -152,6 +153,9 @@ func (p *pageFile) skipLocked(i, to uint64, same uint64) uint64 {
 
 // free gives one slot back.
 func (p *pageFile) free(slot uint64) {
+	if p.discards {
+		_ = p.store.Discard(slot, 1) // a slot in use: nothing can fail
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.used[slot/64]&(1<<(slot%64)) == 0 {

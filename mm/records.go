@@ -73,8 +73,11 @@ func (s *System) recordBytes() uint64 {
 // slotRecordBytes is what the page files' books take at their present size.
 func (s *System) slotRecordBytes() uint64 {
 	var n float64
-	for _, f := range s.files {
+	for _, f := range s.disks {
 		n += float64(f.info().Size) * s.slotCost
+	}
+	if s.compressed != nil {
+		n += float64(s.compressed.file.info().Size) * compressedSlotBytes
 	}
 	return uint64(n)
 }

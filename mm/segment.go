@@ -414,6 +414,9 @@ func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 		}
 	case kindPaged:
 		p.State = StatePaged
+		if s.isCompressed(at) {
+			p.State = StateCompressed
+		}
 	case kindInIO:
 		p.State = StateTransition
 	default:

@@ -28,8 +28,9 @@ type Snapshot struct {
 	RecordBytes uint64 // prototype PTEs, leaves, inodes, names, slots
 	Sections    uint64
 
-	PageFiles []PageFileInfo
-	Counters  Counters
+	PageFiles  []PageFileInfo
+	Compressed CompressedInfo
+	Counters   Counters
 }
 
 // PageFileInfo describes one page file. Sizes in pages.
@@ -39,6 +40,16 @@ type PageFileInfo struct {
 	Max  uint64
 	Used uint64
 	Peak uint64
+}
+
+// CompressedInfo describes the pages that are compressed in memory; zero if that is not done.
+type CompressedInfo struct {
+	Pages    uint64
+	Same     uint64 // of which one word over and over: they cost nothing
+	Bytes    uint64 // that the others are compressed to
+	Memory   uint64 // bytes that all of it takes
+	Limit    uint64 // bytes that it may take
+	Rejected uint64 // pages that did not compress, ever
 }
 
 // Counters only grow. The names carry Windows' meanings (Windows Internals 7 ch. 5, "Page faults").
@@ -65,6 +76,8 @@ type Counters struct {
 	Invalidations    uint64    // ranges unmapped in the host
 	Repurposed       [8]uint64 // Standby pages taken for another use, by priority
 	ZeroedPages      uint64    // by the zero-page thread
+	PagesCompressed  uint64    // pages stored in compressed memory
+	PagesMigrated    uint64    // pages moved on from there to a page file
 	ChecksumErrors   uint64    // slots whose bytes were not what was written
 	ReadErrors       uint64    // store reads that failed, in pages
 	WriteErrors      uint64    // store writes that failed, in pages
@@ -94,4 +107,5 @@ const (
 	StateNoWrite    = 'N' // modified, not to be written
 	StateTransition = 'T' // under I/O
 	StatePaged      = 'P' // in a page file only
+	StateCompressed = 'C' // in compressed memory only
 )

@@ -38,6 +38,8 @@ func (s *System) writeLoop(t *thread) {
 				break
 			}
 			n, err := s.writeCluster(age)
+			for s.migrate() > 0 && !t.stopped() {
+			}
 			if err != nil {
 				select { // the store is in trouble: not again at once
 				case <-t.quit:
@@ -104,6 +106,7 @@ func (s *System) outgoing(f pfn.Frame) outgoing {
 
 // writeOut writes frames taken from Modified to slots. Those that find no slot, or whose write fails, are Modified again.
 func (s *System) writeOut(batch []outgoing) (written uint64, err error) {
+	batch, written = s.compress(batch)
 	slices.SortFunc(batch, func(a, b outgoing) int {
 		if a.seg != b.seg {
 			return int(a.seg) - int(b.seg)

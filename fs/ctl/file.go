@@ -44,6 +44,7 @@ func infoFields(d *Doc, i mapping.Info, blocks uint64) {
 	pages("Modified", "modified", i.Modified)
 	pages("Transition", "transition", i.Transition)
 	pages("Paged", "paged", i.Paged)
+	pages("Compressed", "compressed", i.Compressed)
 	pages("HostCached", "host_cached", i.HostCached)
 }
 
@@ -125,6 +126,7 @@ var stateNames = map[byte]string{
 	mm.StateNoWrite:    "ModifiedNoWrite",
 	mm.StateTransition: "Transition",
 	mm.StatePaged:      "Paged",
+	mm.StateCompressed: "Compressed",
 }
 
 func pages(f *RegularFile) *Doc {

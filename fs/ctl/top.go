@@ -101,6 +101,9 @@ func meminfo(m *Mount) *Doc {
 	pages("HostLimit", "host_limit", s.HostLimit)
 	kB("Records", "records", s.RecordBytes)
 	pages("RecordFrames", "record_frames", s.RecordFrames)
+	// As Linux has it: what zswap holds, and what that takes.
+	pages("Zswapped", "zswapped", s.Compressed.Pages)
+	kB("Zswap", "zswap", s.Compressed.Memory)
 	pages("SwapTotal", "swap_total", swap)
 	pages("SwapFree", "swap_free", swapFree)
 	pages("CommitLimit", "commit_limit", s.CommitLimit)
@@ -151,6 +154,8 @@ func vmstat(m *Mount) *Doc {
 	line("pages_zeroed", c.ZeroedPages)
 	line("laundered", c.Laundered)
 	line("invalidations", c.Invalidations)
+	line("pages_compressed", c.PagesCompressed)
+	line("pages_migrated", c.PagesMigrated)
 	line("sections", s.Sections)
 	line("checksum_errors", c.ChecksumErrors)
 	line("read_errors", c.ReadErrors)
@@ -249,6 +254,7 @@ func limits(m *Mount) *Doc {
 		{"pfn_bytes", b.PFNBytes}, {"frames", b.Frames}, {"reserve_frames", b.Reserve},
 		{"pagefile_pages", b.PageFile}, {"slot_bytes", b.SlotBytes}, {"pte_bytes", b.PTEBytes},
 		{"inodes_planned", b.Inodes}, {"inode_bytes", b.InodeMax}, {"commit_limit_pages", b.CommitLimit},
+		{"compressed_bytes", b.Compressed},
 	} {
 		d.Field("", f.key, Count(f.n))
 	}
