@@ -27,8 +27,15 @@ func (f *fileSystem) tuneBDI(mountpoint string) {
 		return
 	}
 	_ = b.set("read_ahead_kb", readAhead>>10) // without, it is slower
-	bound := f.sys.Snapshot().Budget.HostDirty
-	if bound == 0 {
+	f.device.Store(&b)
+	f.boundDirty(f.sys.Budget().HostDirty)
+}
+
+// boundDirty bounds what programs may have written and the host kernel has not sent us, in bytes; 0 leaves it as it is.
+// If the host does not take it, its own figure holds from the start, and later the bound there was.
+func (f *fileSystem) boundDirty(bound uint64) {
+	b := f.device.Load()
+	if b == nil || bound == 0 {
 		return
 	}
 	limit, err := b.boundDirty(bound)

@@ -14,6 +14,7 @@ import (
 
 	"memfs/fs/ctl"
 	"memfs/mapping"
+	"memfs/mm"
 )
 
 // The control tree gives the tables of package ctl nodes. What a file says and obeys is there; here is only what FUSE
@@ -142,7 +143,7 @@ func newControlTree(f *fileSystem) *controlTree {
 	return &controlTree{
 		fs: f,
 		mount: &ctl.Mount{
-			Machine: f.sys,
+			Machine: machine{f.sys, f},
 			Version: f.opts.Version,
 			Facts:   f.opts.Facts,
 			Inodes:  f.inodeCounts,
@@ -155,6 +156,19 @@ func newControlTree(f *fileSystem) *controlTree {
 		handles: make(map[uint64]*controlHandle),
 		last:    make(map[uint64]lastAnswer),
 	}
+}
+
+// machine is the memory manager with what of the mount goes with its memory.
+type machine struct {
+	*mm.System
+	fs *fileSystem
+}
+
+// SetMemory also changes how many inodes there may be, if that went by the memory, and how much dirty data.
+func (m machine) SetMemory(bytes uint64) (mm.Resized, error) {
+	r, err := m.System.SetMemory(bytes)
+	m.fs.resized(r.Budget)
+	return r, err
 }
 
 // Nodes.

@@ -212,11 +212,14 @@ type fileSystem struct {
 	nodes   nodeTable
 	handles handleTable
 	inodes  atomic.Uint64 // nodes that exist
+	most    atomic.Uint64 // nodes that may exist
+	planned bool          // most goes by the memory
 
 	launderer  atomic.Pointer[Launderer]
 	gate       ctl.Gate // for handlers that wait for a write-back
 	deletions  sync.WaitGroup
 	dirtyLimit atomic.Uint64
+	device     atomic.Pointer[bdi] // of the mount; nil if it is not known
 
 	// tree guards the names: every directory's entries, and every node's entry.
 	tree sync.RWMutex
@@ -229,9 +232,6 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	if o.MaxRequest == 0 {
 		o.MaxRequest = defaultRequest
 	}
-	if o.Inodes == 0 {
-		o.Inodes = o.System.Snapshot().Budget.Inodes
-	}
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
 	}
@@ -243,6 +243,12 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	}
 	f.nodes.init()
 	f.handles.init()
+	planned := o.System.Budget().Inodes
+	f.planned = o.Inodes == 0 || o.Inodes == planned
+	f.most.Store(o.Inodes)
+	if f.planned {
+		f.most.Store(planned)
+	}
 	f.setLaunderer(o.Launderer)
 	root, st := f.newNode(seed{mode: syscall.S_IFDIR | o.Mode&permMask, uid: o.UID, gid: o.GID})
 	if !st.Ok() {
@@ -324,7 +330,15 @@ func (f *fileSystem) setLaunderer(l Launderer) {
 func (f *fileSystem) rootNode() *node { return f.root }
 
 // inodeCounts is how many nodes there are, and how many there may be.
-func (f *fileSystem) inodeCounts() (used, most uint64) { return f.inodes.Load(), f.opts.Inodes }
+func (f *fileSystem) inodeCounts() (used, most uint64) { return f.inodes.Load(), f.most.Load() }
+
+// resized follows a change of the memory.
+func (f *fileSystem) resized(b mm.Budget) {
+	if f.planned {
+		f.most.Store(b.Inodes)
+	}
+	f.boundDirty(b.HostDirty)
+}
 
 // shutdown gives everything back. No request is under way any more.
 func (f *fileSystem) shutdown() {
@@ -340,9 +354,13 @@ func (f *fileSystem) shutdown() {
 func (f *fileSystem) statFs(out *fuse.StatfsOut) {
 	s := f.sys.Snapshot()
 	used, most := f.inodeCounts()
+	total, free := s.CommitLimit, s.CommitLimit-min(s.Commit, s.CommitLimit)
+	if size := (s.Budget.Size + mm.PageSize - 1) / mm.PageSize; size > 0 {
+		total, free = min(total, size), min(free, size-min(s.FileCommit, size))
+	}
 	*out = fuse.StatfsOut{
-		Blocks:  s.CommitLimit,
-		Bfree:   s.CommitLimit - min(s.Commit, s.CommitLimit),
+		Blocks:  total,
+		Bfree:   free,
 		Files:   most,
 		Ffree:   most - min(used, most),
 		Bsize:   mm.PageSize,

@@ -127,7 +127,7 @@ func (s *seed) xattrs() map[string][]byte {
 
 // newNode makes a node that has no name yet and puts it into the table. ENOSPC if the budget or nr_inodes has no room.
 func (f *fileSystem) newNode(s seed) (*node, fuse.Status) {
-	if f.inodes.Add(1) > f.opts.Inodes {
+	if f.inodes.Add(1) > f.most.Load() {
 		f.inodes.Add(^uint64(0))
 		return nil, enospc
 	}

@@ -211,13 +211,21 @@ var matrix = []config{
 	{"4096 frames, compressed", 4096, 8, 4096, false, 4 << 20},
 }
 
+// most is how many times its frames a machine can grow to.
+const most = 3
+
+// budget is the division of a machine that has been resized to so many frames.
+func (c config) budget(frames uint64) mm.Budget {
+	return mm.Budget{
+		Memory: frames << 20, Frames: frames, HostBytes: c.host * page, Reserve: 4, PageFile: c.slots,
+		CommitLimit: frames - 4 + c.slots, Inodes: 100,
+	}
+}
+
 func (c config) start(t fataler) *mm.System {
 	t.Helper()
-	b := mm.Budget{
-		Memory: 16 << 20, Frames: c.frames, HostBytes: c.host * page, Reserve: 4, PageFile: c.slots,
-		CommitLimit: c.frames - 4 + c.slots, Inodes: 100,
-	}
-	cfg := mm.Config{Memory: b.Memory, Encrypt: c.encrypt}
+	b := c.budget(c.frames)
+	cfg := mm.Config{Memory: b.Memory, MaxMemory: most * c.frames * 2 * page, Encrypt: c.encrypt}
 	if c.slots > 0 {
 		cfg.PageFiles = []mm.PageFileConfig{{Name: "test", Store: store.NewMem(), Max: c.slots}}
 	}
@@ -253,7 +261,7 @@ func TestModel(t *testing.T) {
 }
 
 func runModel(t *rapid.T, c config) {
-	const files, most = 2, 90 * page
+	const files, longest = 2, 90 * page
 	s := c.start(t)
 	var (
 		hosts [files]*host
@@ -264,7 +272,7 @@ func runModel(t *rapid.T, c config) {
 		hosts[i].section = mapping.NewSection(s, hosts[i])
 	}
 	file := rapid.IntRange(0, files-1)
-	offset := rapid.OneOf(rapid.IntRange(0, most), rapid.Map(rapid.IntRange(0, most/page), func(p int) int { return p * page }))
+	offset := rapid.OneOf(rapid.IntRange(0, longest), rapid.Map(rapid.IntRange(0, longest/page), func(p int) int { return p * page }))
 	length := rapid.OneOf(rapid.IntRange(1, 3*page), rapid.Map(rapid.IntRange(1, 40), func(p int) int { return p * page }))
 	// fits keeps the model inside what the machine can promise, so that nothing may fail.
 	fits := func(i int, end int) bool {
@@ -282,7 +290,7 @@ func runModel(t *rapid.T, c config) {
 		"": func(t *rapid.T) { check(t, s) },
 		"store": func(t *rapid.T) {
 			i, off, n := file.Draw(t, "file"), offset.Draw(t, "offset"), length.Draw(t, "length")
-			if off+n > most || !fits(i, off+n) {
+			if off+n > longest || !fits(i, off+n) {
 				t.Skip("too long")
 			}
 			b := byte(rapid.IntRange(1, 255).Draw(t, "byte"))
@@ -331,7 +339,7 @@ func runModel(t *rapid.T, c config) {
 		},
 		"allocate": func(t *rapid.T) {
 			i, off, n := file.Draw(t, "file"), offset.Draw(t, "offset"), length.Draw(t, "length")
-			if off+n > most || !fits(i, off+n) {
+			if off+n > longest || !fits(i, off+n) {
 				t.Skip("too long")
 			}
 			if err := hosts[i].section.Allocate(int64(off), int64(n), true); err != nil {
@@ -346,6 +354,34 @@ func runModel(t *rapid.T, c config) {
 			if got := hosts[i].section.Info(); got.Active != 0 && !hosts[i].section.Rule().Pinned || got.HostCached != 0 {
 				t.Fatalf("after a trim: %+v", got)
 			}
+		},
+		"resize": func(t *rapid.T) {
+			// To any number of frames that all that fits into the machine fits into as well.
+			n := rapid.Uint64Range(c.frames, most*c.frames).Draw(t, "frames")
+			resizeTo(t, s, c.budget(n))
+		},
+		"shrink": func(t *rapid.T) {
+			// To fewer, if that can be promised, and back.
+			was := s.Budget()
+			n := rapid.Uint64Range(8, c.frames).Draw(t, "frames")
+			if n*page < 2*c.compressed {
+				t.Skip("compressed memory is half of the frames at most")
+			}
+			if kept, _ := s.Resident(); kept > n/2 {
+				if r, err := s.Resize(c.budget(n)); !errors.Is(err, mm.StatusInvalidParameter) || r.Budget != was || s.Budget() != was {
+					t.Fatalf("shrinking to %d frames with %d pages kept: %+v, %v", n, kept, r, err)
+				}
+				return
+			}
+			if s.Snapshot().Commit > c.budget(n).CommitLimit {
+				if r, err := s.Resize(c.budget(n)); !errors.Is(err, mm.StatusBusy) || r.Budget != was || s.Budget() != was {
+					t.Fatalf("shrinking to %d frames with %d pages promised: %+v, %v", n, s.Snapshot().Commit, r, err)
+				}
+				return
+			}
+			resizeTo(t, s, c.budget(n))
+			check(t, s)
+			resizeTo(t, s, was)
 		},
 		"trim all":      func(t *rapid.T) { must(t, s.TrimAll) },
 		"flush":         func(t *rapid.T) { must(t, s.FlushModified) },
@@ -403,6 +439,17 @@ func runModel(t *rapid.T, c config) {
 	}
 	if err := s.Close(); err != nil {
 		t.Fatalf("close: %v", err)
+	}
+}
+
+func resizeTo(t fataler, s *mm.System, b mm.Budget) {
+	t.Helper()
+	r, err := s.Resize(b)
+	if err != nil {
+		t.Fatalf("resize to %d frames: %v (%+v)", b.Frames, err, r)
+	}
+	if got := s.Snapshot(); got.Frames != b.Frames || got.Retired != 0 || got.Budget != b || r.Budget != b {
+		t.Fatalf("after a resize to %+v: %+v, and %d frames, %d retired", b, got.Budget, got.Frames, got.Retired)
 	}
 }
 

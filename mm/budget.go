@@ -2,6 +2,7 @@ package mm
 
 import (
 	"fmt"
+	"sort"
 	"strings"
 
 	"memfs/mm/pfn"
@@ -17,6 +18,7 @@ const InodeBytes = 640
 // show. Everything the mount costs the host is in Memory, save the daemon's code and request buffers.
 type Budget struct {
 	Memory    uint64 // bytes, as asked for
+	Size      uint64 // bytes that files may hold; 0 = what the commit limit allows
 	HostBytes uint64 // share for the host kernel's cached copies of our pages
 	HostDirty uint64 // of which for what programs have written and the host has not sent us
 	PFNBytes  uint64 // PFN database
@@ -40,7 +42,7 @@ func Plan(c Config) (Budget, error) {
 	if share == 0 {
 		share = 1.0 / 3
 	}
-	b := Budget{Memory: c.Memory, Inodes: c.Inodes}
+	b := Budget{Memory: c.Memory, Size: c.Size, Inodes: c.Inodes}
 	if b.Memory < MinMemory {
 		return b, fmt.Errorf("memory %s is too small: at least %s is needed", size(b.Memory), size(MinMemory))
 	}
@@ -79,6 +81,23 @@ func Plan(c Config) (Budget, error) {
 	return b, nil
 }
 
+// hostPages is the limit of the system cache's working set: what the host may hold besides what it has not sent us.
+func (b Budget) hostPages() uint64 { return (b.HostBytes - b.HostDirty) / PageSize }
+
+// memoryFor is the least memory in whole MiB, up to c.Memory, whose division is good enough.
+func memoryFor(c Config, enough func(Budget) bool) Budget {
+	const unit = 1 << 20
+	low, high := uint64(MinMemory/unit), (c.Memory+unit-1)/unit
+	n := low + uint64(sort.Search(int(high-min(low, high)), func(i int) bool {
+		c.Memory = (low + uint64(i)) * unit
+		b, err := Plan(c)
+		return err == nil && enough(b)
+	}))
+	c.Memory = n * unit
+	b, _ := Plan(c)
+	return b
+}
+
 // String is the arithmetic in a few lines.
 func (b Budget) String() string {
 	var s strings.Builder
@@ -96,6 +115,11 @@ func (b Budget) String() string {
 	line("page tables", b.PTEBytes, "at the commit limit")
 	line("inodes", b.InodeMax, "if all %d are in use", b.Inodes)
 	line("commit limit", b.CommitLimit*PageSize, "frames less %d in reserve and the slots' records, plus page file", b.Reserve)
+	if b.Size > 0 {
+		line("size", b.Size, "the most that files may hold")
+	} else {
+		fmt.Fprintf(&s, "%-14s %10s   %s\n", "size", "no limit", "files may hold what the commit limit allows")
+	}
 	return s.String()
 }
 

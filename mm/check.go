@@ -9,12 +9,13 @@ import (
 
 // Check proves the manager's invariants at this moment and returns every one that does not hold:
 //
-//   - the lists, Active and Transition add up to all frames (pfn.Check);
+//   - the lists, Active and Transition add up to all frames, and no frame of the memory is retired (pfn.Check);
 //   - every word with a frame and that frame's owner point at each other, and their states agree;
 //   - a valid page of a file is in a mapped view;
 //   - the host's pages and the queue of views are counted right;
 //   - every used slot belongs to exactly one page, or to I/O under way;
-//   - what words and records hold adds up to the attached commit, and that to no more than is charged.
+//   - what words and records hold adds up to the attached commit, and that to no more than is charged; files hold no
+//     more than they may.
 //
 // It walks everything under the PFN lock, under which alone all of this changes.
 func (s *System) Check() []error {
@@ -89,7 +90,7 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 	where := pageName{l.seg, l.base + uint64(i)}
 	switch w.kind() {
 	case kindValid, kindTransition:
-		if f := w.frame(); f == 0 || uint64(f) > s.pfn.Frames() {
+		if f := w.frame(); f == 0 || f > s.pfn.Top() {
 			c.bad("%v: frame %d does not exist", where, f)
 			return
 		}
@@ -135,7 +136,7 @@ func (s *System) checkSlot(c *checking, at location) {
 
 // +checklocks:s.pfn.mu
 func (s *System) checkFrames(c *checking) {
-	for f := pfn.Frame(1); uint64(f) <= s.pfn.Frames(); f++ {
+	for f := pfn.Frame(1); f <= s.pfn.Top(); f++ {
 		i := s.pfn.Info(f)
 		if i.State == pfn.Transition && (i.Deleting || i.Owner == 0) && i.Writing {
 			c.inFlight++
@@ -186,10 +187,17 @@ func (s *System) checkBooks(c *checking) {
 	s.book.mu.Lock()
 	s.commit.mu.Lock()
 	charged, attached, records := s.commit.charged, s.commit.attached, pagesOf(s.book.bytes)
+	ofRecords, size := s.commit.records, s.commit.size
 	s.commit.mu.Unlock()
 	s.book.mu.Unlock()
 	if want := c.committed + records; attached != want {
 		c.bad("commit: %d pages attached, but words and records hold %d", attached, want)
+	}
+	if ofRecords != records {
+		c.bad("commit: %d pages charged for records, which take %d", ofRecords, records)
+	}
+	if size > 0 && c.committed > size {
+		c.bad("commit: files hold %d pages, more than the %d they may", c.committed, size)
 	}
 	if charged < attached {
 		c.bad("commit: %d pages charged, but %d attached", charged, attached)

@@ -2,6 +2,7 @@ package mm
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -28,6 +29,10 @@ type commit struct {
 	// +checklocks:mu
 	attached uint64 // of charged, what words and records hold; the rest is on its way there
 	// +checklocks:mu
+	records uint64 // of charged, what the manager's records take; the rest is what files hold
+	// +checklocks:mu
+	size uint64 // most pages that files may hold; 0 = no limit of their own
+	// +checklocks:mu
 	frames uint64 // frames that may be promised
 	// +checklocks:mu
 	grown uint64 // slots that exist in all page files
@@ -38,11 +43,41 @@ type commit struct {
 	growing chan struct{}
 }
 
-// tryCharge charges n pages if what exists can hold them; errGrow if a page file must grow first, StatusCommitmentLimit if
-// none can.
+// tryCharge charges n pages of files if what exists can hold them; errGrow if a page file must grow first,
+// StatusCommitmentLimit if none can or files hold as much as they may.
 func (c *commit) tryCharge(n uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if n > 0 && c.size > 0 && c.charged-c.records+n > c.size {
+		c.refusals++
+		return StatusCommitmentLimit
+	}
+	return c.tryLocked(n)
+}
+
+// tryRecords is tryCharge for n pages of records, which are attached at once.
+func (c *commit) tryRecords(n uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.tryLocked(n); err != nil {
+		return err
+	}
+	c.records += n
+	c.attached += n
+	return nil
+}
+
+// unchargeRecords gives n pages of records back.
+func (c *commit) unchargeRecords(n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.charged -= n
+	c.records -= n
+	c.attached -= n
+}
+
+// +checklocks:c.mu
+func (c *commit) tryLocked(n uint64) error {
 	if c.charged+n <= c.frames+c.grown {
 		c.charged += n
 		c.peak = max(c.peak, c.charged)
@@ -156,6 +191,53 @@ func (c *commit) charge(n uint64) error {
 			return err
 		}
 	}
+}
+
+// setFrames changes how many frames may be promised. If what is charged needs it, page files grow first; false if they
+// cannot grow that far, and nothing has changed. It does I/O: no lock may be held.
+func (c *commit) setFrames(n uint64) bool {
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	for {
+		missing := c.trySetFrames(n)
+		if missing == 0 {
+			return true
+		}
+		if !slices.ContainsFunc(c.files, func(f *pageFile) bool { return c.growFile(f, max(missing, growStep)) }) {
+			return false
+		}
+	}
+}
+
+// trySetFrames is setFrames as far as page files need not grow; otherwise it says by how many slots they must.
+func (c *commit) trySetFrames(n uint64) (missing uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if have := n + c.grown; c.charged > have {
+		return c.charged - have
+	}
+	c.frames = n
+	return 0
+}
+
+// setSize changes how much files may hold, in pages; 0 is no limit. If they hold more than that nothing changes, and it
+// says how much they hold.
+func (c *commit) setSize(n uint64) (held uint64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	held = c.charged - c.records
+	if n > 0 && held > n {
+		return held, false
+	}
+	c.size = n
+	return held, true
+}
+
+// total is what is charged, and how many slots all page files can have.
+func (c *commit) total() (charged, slots uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.charged, c.limitLocked()
 }
 
 // retryGrowth is how long a page file that could not grow counts as full.

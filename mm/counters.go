@@ -20,14 +20,15 @@ type counters struct {
 func (s *System) Snapshot() Snapshot {
 	s.pfn.Lock()
 	c := s.pfn.Counts()
-	pages, views := s.cache.pages+s.cache.leaving, s.cache.views
+	pages, views, limit := s.cache.pages+s.cache.leaving, s.cache.views, s.cache.limit
+	budget, frames := s.budget, s.pfn.Frames()
 	s.pfn.Unlock()
 	n := &s.n
 	snap := Snapshot{
-		Budget: s.budget,
-		Frames: s.pfn.Frames(), Zeroed: c.Zeroed, Free: c.Free, Standby: c.Standby, Modified: c.Modified,
+		Budget: budget, MaxMemory: s.config.MaxMemory,
+		Frames: frames, Retired: c.Retired, Zeroed: c.Zeroed, Free: c.Free, Standby: c.Standby, Modified: c.Modified,
 		ModifiedNoWrite: c.ModifiedNoWrite, Transition: c.Transition, Active: c.Active, Bad: c.Bad, RecordFrames: c.Records,
-		HostPages: pages, HostLimit: s.cache.limit, Views: views,
+		HostPages: pages, HostLimit: limit, Views: views,
 		RecordBytes: s.recordBytes(),
 		Counters: Counters{
 			PageFaults: n.pageFaults.Load(), DemandZeroFaults: n.demandZeroFaults.Load(),
@@ -48,6 +49,7 @@ func (s *System) Snapshot() Snapshot {
 	}
 	s.commit.mu.Lock()
 	snap.Commit, snap.CommitPeak, snap.Counters.CommitRefusals = s.commit.charged, s.commit.peak, s.commit.refusals
+	snap.FileCommit = s.commit.charged - s.commit.records
 	snap.CommitLimit = s.commit.frames + s.commit.limitLocked()
 	s.commit.mu.Unlock()
 	snap.Compressed = s.compressedInfo()

@@ -1,6 +1,7 @@
 package mm
 
 import (
+	"math"
 	"math/bits"
 	"unsafe"
 
@@ -82,7 +83,7 @@ type records struct {
 // newRecords makes slabs that together can grow to a little over limit bytes each; the record charge is what bounds
 // them in truth.
 func newRecords(limit uint64) (*records, error) {
-	n := func(size uintptr) uint32 { return uint32(max(limit/uint64(size), 1024)) }
+	n := func(size uintptr) uint32 { return uint32(min(max(limit/uint64(size), 1024), math.MaxUint32-1)) }
 	r := &records{}
 	var err error
 	if r.leaves, err = offheap.NewSlab[leaf](n(unsafe.Sizeof(leaf{}))); err != nil {

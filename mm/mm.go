@@ -50,6 +50,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"memfs/mm/pfn"
 )
@@ -57,11 +58,14 @@ import (
 // Config says what a System is made of.
 type Config struct {
 	Memory       uint64           // bytes; bounds everything the mount costs the host
+	MaxMemory    uint64           // bytes; the most that SetMemory may make of it. 0 = Memory
+	Size         uint64           // bytes that files may hold; 0 = as much as the commit limit allows
 	HostShare    float64          // share of Memory for the host kernel's cached copies; 0 = a third
 	Inodes       uint64           // most inodes; 0 = one for each page of Memory
 	PageFiles    []PageFileConfig // in order of preference; none = nothing is paged out
 	Listener     Listener
-	DirtyBounded bool // the host bounds what programs have written and it has not sent us
+	Patience     time.Duration // how long a shrinking memory waits for the next frame; 0 = 20 s
+	DirtyBounded bool          // the host bounds what programs have written and it has not sent us
 	// Compressed keeps pages in memory compressed before they go to a page file; nil = not.
 	Compressed *CompressedConfig
 	Encrypt    bool // page files hold nothing that can be read without a key that dies with the System
@@ -78,6 +82,7 @@ type PageFileConfig struct {
 type Listener struct {
 	ChecksumError func(file string, slot uint64)
 	StoreError    func(file, op string, slot uint64, err error)
+	Resized       func(Budget) // SetMemory has divided another memory
 }
 
 func (l *Listener) checksumError(file string, slot uint64) {
@@ -92,6 +97,12 @@ func (l *Listener) storeError(file, op string, slot uint64, err error) {
 	}
 }
 
+func (l *Listener) resized(b Budget) {
+	if l.Resized != nil {
+		l.Resized(b)
+	}
+}
+
 // Host reaches the host kernel's mapped views of one file. The manager calls it from its trimmer and from commands only,
 // never with a lock held.
 type Host interface {
@@ -103,9 +114,11 @@ type Host interface {
 
 // System is one memory manager.
 type System struct {
-	budget   Budget
+	config   Config  // of which Memory and Size are what they were at first
+	budget   Budget  // PFN lock
 	slotCost float64 // bytes of records that a slot costs
 	listener Listener
+	resizing chan struct{} // one change of memory at a time
 	pfn      *pfn.Database
 	rec      *records
 	book     recordBook
@@ -146,11 +159,11 @@ func New(c Config) (*System, error) {
 // NewFromBudget is New with a division of memory of the caller's own, such as a test's of 16 frames.
 func NewFromBudget(b Budget, c Config) (*System, error) {
 	var err error
-	s := &System{budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment)}
-	if s.rec, err = newRecords(b.Memory / 2); err != nil {
-		return nil, err
+	s := &System{config: c, budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment)}
+	if err = s.reserve(max(b.Memory, c.MaxMemory)); err != nil && c.MaxMemory > b.Memory {
+		err = s.reserve(b.Memory) // address space may be short where memory is not
 	}
-	if s.pfn, err = pfn.New(b.Frames, s.restore); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	for i, f := range c.PageFiles {
@@ -167,9 +180,12 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 		}
 		s.files = append(s.disks[:len(s.disks):len(s.disks)], s.compressed.file)
 	}
-	s.commit = commit{files: s.disks, frames: b.CommitLimit - b.PageFile, growing: make(chan struct{}, 1)}
-	s.cache.limit = (b.HostBytes - b.HostDirty) / PageSize
-	s.resident.limit = b.Frames / 2
+	s.commit = commit{
+		files: s.disks, frames: b.CommitLimit - b.PageFile, size: pagesOf(b.Size), growing: make(chan struct{}, 1),
+	}
+	s.cache.limit = b.hostPages()
+	s.resizing = make(chan struct{}, 1)
+	s.resident.setLimit(residentLimit(b.Frames))
 	s.cache.turn = make(chan struct{}, 1)
 	s.cache.laundry = make(chan struct{}, 1)
 	s.zeroPage = make([]byte, PageSize)
@@ -180,8 +196,25 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 	return s, nil
 }
 
-// Budget is how the memory was divided.
-func (s *System) Budget() Budget { return s.budget }
+// reserve maps frames and records for as much memory as there can ever be. What is not used of it costs address space.
+func (s *System) reserve(most uint64) (err error) {
+	s.pfn, err = pfn.New(s.budget.Frames, most/(PageSize+pfn.EntrySize), pfn.Owner{Restore: s.restore, Moved: s.moved})
+	if err != nil {
+		return err
+	}
+	if s.rec, err = newRecords(most / 2); err != nil {
+		return errors.Join(err, s.pfn.Close())
+	}
+	s.config.MaxMemory = most
+	return nil
+}
+
+// Budget is how the memory is divided.
+func (s *System) Budget() Budget {
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	return s.budget
+}
 
 // Start runs the daemons.
 func (s *System) Start() {
@@ -238,6 +271,16 @@ func (s *System) leaks() error {
 func (s *System) restore(o, original uint64) {
 	l := s.rec.leaves.At(owner(o).leaf())
 	s.rec.set(l, owner(o).index(), pagedPTE(location(original)))
+}
+
+// moved puts another frame into the PTE of a page that was moved there. The PFN lock is held.
+func (s *System) moved(o uint64, to pfn.Frame) {
+	l, i := s.rec.leaves.At(owner(o).leaf()), owner(o).index()
+	if s.rec.word(l, i).kind() == kindValid {
+		s.rec.set(l, i, validPTE(to))
+	} else {
+		s.rec.set(l, i, transitionPTE(to))
+	}
 }
 
 // freeLocation gives a slot back; 0 is no slot.

@@ -15,9 +15,9 @@ type recordBook struct {
 	// +checklocks:mu
 	bytes uint64
 
-	syncing sync.Mutex // one syncRecords at a time; taken before any other lock
-	// +checklocks:syncing
-	frames []pfn.Frame // taken out of use so far
+	// syncing is held while frames are made record frames and their memory goes back to the host, so that none becomes
+	// another page's in between. Taken before any other lock.
+	syncing sync.Mutex
 }
 
 func pagesOf(bytes uint64) uint64 { return (bytes + PageSize - 1) / PageSize }
@@ -28,10 +28,9 @@ func (s *System) chargeRecord(n int) error {
 	defer s.book.mu.Unlock()
 	pages := pagesOf(s.book.bytes+uint64(n)) - pagesOf(s.book.bytes)
 	if pages > 0 {
-		if err := s.commit.tryCharge(pages); err != nil {
+		if err := s.commit.tryRecords(pages); err != nil {
 			return err
 		}
-		s.commit.attach(pages)
 		s.balancer.kick()
 	}
 	s.book.bytes += uint64(n)
@@ -59,7 +58,7 @@ func (s *System) ReleaseRecord(n int) {
 	pages := pagesOf(s.book.bytes) - pagesOf(s.book.bytes-uint64(n))
 	s.book.bytes -= uint64(n)
 	if pages > 0 {
-		s.commit.uncharge(pages, true)
+		s.commit.unchargeRecords(pages)
 		s.balancer.kick()
 	}
 }
@@ -92,22 +91,31 @@ func (s *System) syncRecords() {
 	if s.stopping.Load() {
 		want = 0
 	}
-	for uint64(len(b.frames)) < want {
-		s.pfn.Lock()
-		f := s.pfn.TakeRecord()
-		s.pfn.Unlock()
-		if f == 0 {
-			s.writer.kick()
-			return
-		}
-		_ = offheap.Drop(s.pfn.Bytes(f))
-		b.frames = append(b.frames, f)
+	for s.syncRecord(want) {
 	}
-	for uint64(len(b.frames)) > want {
-		last := len(b.frames) - 1
-		s.pfn.Lock()
-		s.pfn.GiveRecord(b.frames[last])
-		s.pfn.Unlock()
-		b.frames = b.frames[:last]
+}
+
+// syncRecord takes or gives one record frame; false if nothing is to be done, or no frame is to be had.
+// +checklocks:s.book.syncing
+func (s *System) syncRecord(want uint64) bool {
+	var taken pfn.Frame
+	s.pfn.Lock()
+	have := s.pfn.Records()
+	switch {
+	case have < want:
+		taken = s.pfn.TakeRecord()
+	case have > want:
+		s.pfn.GiveRecord()
 	}
+	s.pfn.Unlock()
+	switch {
+	case have > want:
+		return true
+	case taken != 0:
+		_ = offheap.Drop(s.pfn.Bytes(taken))
+		return true
+	case have < want:
+		s.writer.kick()
+	}
+	return false
 }

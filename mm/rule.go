@@ -27,9 +27,9 @@ func (r Rule) resident() bool { return r.Pinned || r.NoSwap }
 // residency is the book of pages that must not leave memory. They may be half of all frames at most, so that everything
 // else can still be paged.
 type residency struct {
-	limit uint64 // pages
-
 	mu sync.Mutex
+	// +checklocks:mu
+	limit uint64 // pages
 	// +checklocks:mu
 	pages uint64
 }
@@ -51,6 +51,27 @@ func (r *residency) remove(n uint64) {
 	r.pages -= n
 }
 
+// setLimit changes the limit, which never falls below what is booked.
+func (r *residency) setLimit(limit uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.limit = max(limit, r.pages)
+}
+
+// lower lowers the limit, unless more is booked.
+func (r *residency) lower(limit uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pages > limit {
+		return false
+	}
+	r.limit = min(r.limit, limit)
+	return true
+}
+
+// residentLimit is how many pages may be kept from leaving a memory of so many frames.
+func residentLimit(frames uint64) uint64 { return frames / 2 }
+
 // room is how many more pages may be kept in memory.
 func (r *residency) room() uint64 {
 	r.mu.Lock()
@@ -60,8 +81,9 @@ func (r *residency) room() uint64 {
 
 // Resident is how many pages must not leave memory, and how many may at most.
 func (s *System) Resident() (pages, limit uint64) {
-	limit = s.resident.limit
-	return limit - s.resident.room(), limit
+	s.resident.mu.Lock()
+	defer s.resident.mu.Unlock()
+	return s.resident.pages, s.resident.limit
 }
 
 // addPages notes that n more pages are committed.

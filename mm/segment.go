@@ -2,6 +2,7 @@ package mm
 
 import (
 	"sync"
+	"sync/atomic"
 )
 
 // Segment is the array of prototype PTEs of one section, sparse: a hole costs nothing. Its pages are those of a regular
@@ -10,6 +11,8 @@ type Segment struct {
 	sys  *System
 	id   uint32
 	host Host
+
+	unmapping atomic.Int32 // trims that have the host write back just now: such WRITEs are not delayed
 
 	mu sync.Mutex
 	// +checklocks:mu

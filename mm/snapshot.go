@@ -4,9 +4,10 @@ package mm
 // walks the PFN database. Control files, the command and metrics render it; nothing else reads the manager's insides.
 // Page figures are in pages of PageSize bytes.
 type Snapshot struct {
-	Budget Budget // what --memory was divided into
+	Budget    Budget // what the memory is divided into
+	MaxMemory uint64 // bytes; what it may grow to
 
-	Frames          uint64    // all frames of the arena
+	Frames          uint64    // all frames of the arena but the retired ones
 	Zeroed          uint64    // pages on each list
 	Free            uint64    //
 	Standby         [8]uint64 // by priority
@@ -15,6 +16,7 @@ type Snapshot struct {
 	Transition      uint64 // under I/O
 	Active          uint64 // in a working set, RecordFrames included
 	Bad             uint64
+	Retired         uint64 // frames out of use while the memory shrinks; their memory goes back to the host
 	RecordFrames    uint64 // Active frames whose memory the manager's own records took over (NT's nonpaged pool)
 
 	HostPages uint64 // pages that the host kernel may hold of ours (the system cache's working set)
@@ -22,6 +24,7 @@ type Snapshot struct {
 	Views     uint64 // mapped 256 KiB views
 
 	Commit      uint64 // charged
+	FileCommit  uint64 // of that for files, which Budget.Size bounds; the rest is for records
 	CommitPeak  uint64
 	CommitLimit uint64 // what can be charged when every page file has grown to its maximum
 

@@ -186,6 +186,7 @@ func (s *System) unmap(g *Segment, views []trimming, launder bool) (moved uint64
 	if end < off {
 		end = MaxSize
 	}
+	g.unmapping.Add(1)
 	// A write-back that fails costs time only: the invalidation sends what is dirty as well, a page at a time.
 	switch {
 	case launder:
@@ -207,6 +208,7 @@ func (s *System) unmap(g *Segment, views []trimming, launder bool) (moved uint64
 	s.pfn.Unlock()
 
 	err = g.host.Invalidate(off, end-off)
+	g.unmapping.Add(-1)
 	s.n.invalidations.Add(1)
 
 	returned := 0 // pages that came back meanwhile: most were dirty, and had to be sent one by one
@@ -309,10 +311,10 @@ func (s *System) overLimit() bool {
 	return s.pfn.Available() < low && s.pfn.ModifiedCount() < low && s.cache.pages > s.cache.limit/4
 }
 
-// lowFrames is the low mark of available frames.
-func (s *System) lowFrames() uint64 {
-	return min(max(32, s.budget.Frames/32), s.budget.Frames/4)
-}
+// lowFrames is the low mark of available frames. The PFN lock is held.
+func (s *System) lowFrames() uint64 { return lowFrames(s.budget.Frames) }
+
+func lowFrames(frames uint64) uint64 { return min(max(32, frames/32), frames/4) }
 
 // trimLoop is the trimmer.
 func (s *System) trimLoop(t *thread) {

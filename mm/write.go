@@ -22,7 +22,9 @@ func (g *Segment) Write(off int64, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
-	g.sys.throttle()
+	if g.unmapping.Load() == 0 {
+		g.sys.throttle()
+	}
 	first, last := uint64(off)>>PageShift, uint64(off+int64(len(data))-1)>>PageShift
 	budget, err := g.uncommitted(first, last)
 	if err != nil {

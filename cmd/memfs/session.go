@@ -164,9 +164,10 @@ func hasCapability(c uint) bool {
 func (s *session) config() (mm.Config, error) {
 	c := mm.Config{
 		Memory:       uint64(s.o.memory),
+		MaxMemory:    ramBytes(),
 		HostShare:    float64(s.o.hostShare),
 		Inodes:       s.o.inodes,
-		Listener:     listener(s.log),
+		Listener:     s.listener(),
 		DirtyBounded: s.direct && canBoundDirty(),
 	}
 	// What is wrong with the memory alone is said before any file is made.
@@ -195,6 +196,17 @@ func (s *session) config() (mm.Config, error) {
 	}
 	c.PageFiles = []mm.PageFileConfig{{Name: file.Name(), Store: pages, Max: file.max}}
 	return c, nil
+}
+
+// listener logs events, and follows a change of the memory.
+func (s *session) listener() mm.Listener {
+	l := listener(s.log)
+	l.Resized = func(b mm.Budget) {
+		limitGo(b, uint64(s.maxInflight()))
+		s.log.Infof("%s: the memory is %s now, in %d frames; %s can be promised", s.place, formatSize(b.Memory), b.Frames,
+			roundSize(b.CommitLimit*mm.PageSize))
+	}
+	return l
 }
 
 // canBoundDirty guesses whether the mount's backing device will take a bound on dirty data: it has to be known before
@@ -280,7 +292,7 @@ func (s *session) facts() [][2]string {
 		{"Process", fmt.Sprint(os.Getpid())},
 		{"Since", s.started.Format(time.RFC3339)},
 		{"Mount point", s.place},
-		{"Memory", formatSize(uint64(s.o.memory))},
+		{"Memory", formatSize(s.sys.Budget().Memory)},
 		{"Page file", file},
 	}
 	if s.pageFile != nil {

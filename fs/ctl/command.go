@@ -29,19 +29,37 @@ type Tally struct {
 	N    uint64
 }
 
-// Range is the byte range that a command was given; to the end of the file when none was.
-type Range struct {
-	Off, Len int64 // Len −1 is to the end
+// Args is what a command was given behind its words.
+type Args struct {
+	Off, Len int64 // byte range; Len −1, when none was given, is to the end of the file
+	Size     Size
+	Number   int
+}
+
+// Size is a number of bytes, or if Percent is not zero, that much of all RAM.
+type Size struct {
+	Bytes   uint64
+	Percent float64
+}
+
+// of is the size in bytes when there is so much RAM: a percentage comes to whole MiB, as with memfs mount.
+func (s Size) of(ram uint64) uint64 {
+	if s.Percent == 0 {
+		return s.Bytes
+	}
+	return uint64(s.Percent/100*float64(ram)) &^ (1<<20 - 1)
 }
 
 // Verb is one row of a command table. T is what the table's commands steer.
 type Verb[T any] struct {
 	Words    string // what is written: one word, or two
 	Range    bool   // takes [OFF [LEN]]
+	Size     bool   // takes SIZE
+	Digit    int    // takes a number from 0 on, below this; 0 is none
 	Help     string // one line
 	Launders bool   // has the host kernel write back or unmap: passes the gate
 	// Run does it and says how many pages it moved, also when it fails half way.
-	Run func(t T, r Range) ([]Tally, error)
+	Run func(t T, r Args) ([]Tally, error)
 }
 
 // ManagerVerbs are the commands of .proc/ctl. The empty … ones are RAMMap's.
@@ -58,6 +76,10 @@ var ManagerVerbs = []Verb[*Mount]{
 	{Words: "empty standby0", Run: emptyStandby0, Help: "free the standby pages of priority 0"},
 	{Words: "empty all", Launders: true, Run: emptyAll, Help: "workingsets, then modified, then standby"},
 	{Words: "zero", Run: zeroFree, Help: "zero the free pages now"},
+	{Words: "memory", Size: true, Launders: true, Run: setMemory,
+		Help: "change the whole budget, as if mounted with --memory SIZE: bytes, or a percentage of RAM as 25%"},
+	{Words: "size", Size: true, Run: setSize,
+		Help: "change the most that files may hold, as tmpfs's size=; 0 or default is what the commit limit allows"},
 	{Words: "check", Run: checkMount, Help: "prove the manager's invariants; .proc/check has the findings"},
 }
 
@@ -73,40 +95,54 @@ var FileVerbs = append([]Verb[*Target]{
 		Help: "make LEN bytes from OFF on zeros, or all to the end, and give their space back; the size stays"},
 }, ruleVerbs()...)
 
-func trimMount(m *Mount, _ Range) ([]Tally, error) {
+func trimMount(m *Mount, _ Args) ([]Tally, error) {
 	trimmed, err := m.TrimAll()
 	written, err2 := m.FlushModified()
 	return []Tally{{"trimmed", trimmed}, {"written", written}}, both(err, err2)
 }
 
-func flushMount(m *Mount, _ Range) ([]Tally, error) {
+func flushMount(m *Mount, _ Args) ([]Tally, error) {
 	written, err := m.FlushModified()
 	return []Tally{{"written", written}}, err
 }
 
-func emptyWorkingSets(m *Mount, _ Range) ([]Tally, error) {
+func emptyWorkingSets(m *Mount, _ Args) ([]Tally, error) {
 	trimmed, err := m.TrimAll()
 	return []Tally{{"trimmed", trimmed}}, err
 }
 
-func emptyStandby(m *Mount, _ Range) ([]Tally, error) {
+func emptyStandby(m *Mount, _ Args) ([]Tally, error) {
 	return []Tally{{"freed", m.EmptyStandby()}}, nil
 }
 
-func emptyStandby0(m *Mount, _ Range) ([]Tally, error) {
+func emptyStandby0(m *Mount, _ Args) ([]Tally, error) {
 	return []Tally{{"freed", m.EmptyStandby0()}}, nil
 }
 
-func emptyAll(m *Mount, r Range) ([]Tally, error) {
+func emptyAll(m *Mount, r Args) ([]Tally, error) {
 	tally, err := trimMount(m, r)
 	return append(tally, Tally{"freed", m.EmptyStandby()}), err
 }
 
-func zeroFree(m *Mount, _ Range) ([]Tally, error) {
+func zeroFree(m *Mount, _ Args) ([]Tally, error) {
 	return []Tally{{"zeroed", m.ZeroFree()}}, nil
 }
 
-func checkMount(m *Mount, _ Range) ([]Tally, error) {
+func setMemory(m *Mount, a Args) ([]Tally, error) {
+	r, err := m.SetMemory(a.Size.of(m.Snapshot().MaxMemory))
+	return []Tally{{"memory", r.Budget.Memory}, {"added", r.Added}, {"retired", r.Retired}, {"trimmed", r.Trimmed},
+		{"written", r.Written}}, err
+}
+
+func setSize(m *Mount, a Args) ([]Tally, error) {
+	if err := m.SetSize(a.Size.of(m.Snapshot().MaxMemory)); err != nil {
+		return nil, err
+	}
+	s := m.Snapshot()
+	return []Tally{{"size", s.Budget.Size}, {"used", s.FileCommit * mm.PageSize}}, nil
+}
+
+func checkMount(m *Mount, _ Args) ([]Tally, error) {
 	found := m.Check()
 	if len(found) == 0 {
 		return []Tally{{"found", 0}}, nil
@@ -152,7 +188,7 @@ func (t *Target) each(tally []Tally, f func(File, []Tally) error) ([]Tally, erro
 	return append(tally, Tally{"files", files}, Tally{"skipped", skipped}), first
 }
 
-func trimFiles(t *Target, _ Range) ([]Tally, error) {
+func trimFiles(t *Target, _ Args) ([]Tally, error) {
 	return t.each([]Tally{{Name: "trimmed"}, {Name: "written"}}, func(f File, moved []Tally) error {
 		trimmed, err := f.Trim()
 		written, err2 := f.Flush()
@@ -162,7 +198,7 @@ func trimFiles(t *Target, _ Range) ([]Tally, error) {
 	})
 }
 
-func flushFiles(t *Target, _ Range) ([]Tally, error) {
+func flushFiles(t *Target, _ Args) ([]Tally, error) {
 	return t.each([]Tally{{Name: "written"}}, func(f File, moved []Tally) error {
 		written, err := f.Flush()
 		moved[0].N += written
@@ -170,7 +206,7 @@ func flushFiles(t *Target, _ Range) ([]Tally, error) {
 	})
 }
 
-func prefetchFiles(t *Target, r Range) ([]Tally, error) {
+func prefetchFiles(t *Target, r Args) ([]Tally, error) {
 	return t.each([]Tally{{Name: "prefetched"}}, func(f File, moved []Tally) error {
 		n := int64(min(f.Info().Size, math.MaxInt64)) - r.Off
 		if r.Len >= 0 {
@@ -197,9 +233,9 @@ func invalid(format string, args ...any) *refusal {
 	return &refusal{syscall.EINVAL, fmt.Sprintf(format, args...)}
 }
 
-// parse finds the row of a command's words and its range.
-func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Range, error) {
-	whole := Range{Len: -1}
+// parse finds the row of a command's words, and reads what follows them.
+func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Args, error) {
+	whole := Args{Len: -1}
 	var second []string // what may follow the first word
 	for i := range verbs {
 		v := &verbs[i]
@@ -214,6 +250,14 @@ func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Range, error) {
 				continue
 			}
 			args = args[1:]
+		}
+		if v.Size {
+			size, err := parseSizeArg(v.Words, args)
+			return v, Args{Len: -1, Size: size}, err
+		}
+		if v.Digit > 0 {
+			n, err := parseDigit(v.Words, args, v.Digit)
+			return v, Args{Len: -1, Number: n}, err
 		}
 		if !v.Range {
 			if len(args) > 0 {
@@ -233,8 +277,8 @@ func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Range, error) {
 	return nil, whole, invalid("%s %s: want one of %s", words[0], quote(words[1]), strings.Join(second, ", "))
 }
 
-func parseRange(verb string, args []string) (Range, error) {
-	r := Range{Len: -1}
+func parseRange(verb string, args []string) (Args, error) {
+	r := Args{Len: -1}
 	if len(args) > 2 {
 		return r, invalid("%s takes OFF and LEN at most, but has %s", verb, quote(args[2]))
 	}
@@ -254,6 +298,44 @@ func parseRange(verb string, args []string) (Range, error) {
 		return r, invalid("%s: OFF and LEN together are beyond 8E-1", verb)
 	}
 	return r, nil
+}
+
+// parseDigit reads the one argument of a command that takes a number below limit.
+func parseDigit(verb string, args []string, limit int) (int, error) {
+	if len(args) == 1 {
+		if n, err := strconv.Atoi(args[0]); err == nil && n >= 0 && n < limit {
+			return n, nil
+		}
+	}
+	if len(args) == 0 {
+		return 0, invalid("%s wants a number from 0 to %d", verb, limit-1)
+	}
+	return 0, invalid("%s takes one number from 0 to %d, not %s", verb, limit-1, quote(strings.Join(args, " ")))
+}
+
+// parseSizeArg reads the one argument of a command that takes a size.
+func parseSizeArg(verb string, args []string) (Size, error) {
+	switch {
+	case len(args) == 0:
+		return Size{}, invalid("%s wants a SIZE: bytes as 256M, or a percentage of RAM as 25%%", verb)
+	case len(args) > 1:
+		return Size{}, invalid("%s takes one SIZE, but has %s as well", verb, quote(args[1]))
+	case args[0] == "default":
+		return Size{}, nil
+	}
+	if number, ok := strings.CutSuffix(args[0], "%"); ok {
+		percent, err := strconv.ParseFloat(number, 64)
+		if err != nil || !(percent > 0 && percent <= 100) {
+			return Size{}, invalid("%s: %s is not a percentage above 0%% and up to 100%%", verb, quote(args[0]))
+		}
+		return Size{Percent: percent}, nil
+	}
+	n, err := parseSize(args[0])
+	if err != nil {
+		return Size{}, invalid("%s: %s is not a number of bytes up to 8E-1 nor a percentage: write it as 256M, 65536 or 25%%",
+			verb, quote(args[0]))
+	}
+	return Size{Bytes: uint64(n)}, nil
 }
 
 // parseSize reads a number of bytes: decimal, with one of the suffixes K M G T P E for the powers of 1024, or 0x and
@@ -413,6 +495,12 @@ func Help[T any](verbs []Verb[T]) string {
 		usage := v.Words
 		if v.Range {
 			usage += " [OFF [LEN]]"
+		}
+		if v.Size {
+			usage += " SIZE"
+		}
+		if v.Digit > 0 {
+			usage += " N"
 		}
 		fmt.Fprintf(&b, "%-20s  %s\n", usage, v.Help)
 	}

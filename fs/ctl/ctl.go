@@ -28,7 +28,7 @@
 //
 // # Waiting
 //
-// Commands that make the host kernel write data back wait for requests of the host that are served at the same time.
+// Commands that make the host kernel write data back or give memory up wait for requests of the host that are served at the same time.
 // They pass a Gate first, which lets in at most so many at once and refuses the rest with EBUSY: waiting commands must
 // never take all the requests there are. Long documents are packed two at a time, with no lock held. The one lock here is
 // inside a Text: it is held for the unpacking of 64 KiB and nothing is called with it.
@@ -51,6 +51,8 @@ type Machine interface {
 	EmptyStandby() uint64
 	EmptyStandby0() uint64
 	ZeroFree() uint64
+	SetMemory(bytes uint64) (mm.Resized, error)
+	SetSize(bytes uint64) error
 }
 
 // Mount is a whole mount: what .proc describes and .proc/ctl steers. The functions may be nil.

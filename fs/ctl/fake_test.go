@@ -33,6 +33,20 @@ func (m *fakeMachine) FlushModified() (uint64, error) {
 func (m *fakeMachine) EmptyStandby() uint64  { m.call("EmptyStandby"); return 1000 }
 func (m *fakeMachine) EmptyStandby0() uint64 { m.call("EmptyStandby0"); return 10 }
 func (m *fakeMachine) ZeroFree() uint64      { m.call("ZeroFree"); return 7 }
+func (m *fakeMachine) SetMemory(bytes uint64) (mm.Resized, error) {
+	m.call(fmt.Sprintf("SetMemory(%d)", bytes))
+	if m.err == nil {
+		m.snapshot.Budget.Memory = bytes
+	}
+	return mm.Resized{Budget: m.snapshot.Budget, Added: 11, Retired: 22, Trimmed: 33, Written: 44}, m.err
+}
+func (m *fakeMachine) SetSize(bytes uint64) error {
+	m.call(fmt.Sprintf("SetSize(%d)", bytes))
+	if m.err == nil {
+		m.snapshot.Budget.Size = bytes
+	}
+	return m.err
+}
 
 // fakeFile is a file of the given pages, in order.
 type fakeFile struct {
@@ -116,7 +130,8 @@ func testMount() (*Mount, *fakeMachine) {
 			{Name: "/var/tmp/memfs page\nfile", Size: 1018, Max: 520019, Used: 920, Peak: 1021},
 		},
 	}}
-	m.snapshot.Budget.Memory = 64 << 20
+	m.snapshot.Budget.Memory, m.snapshot.MaxMemory, m.snapshot.Budget.Size = 64<<20, 16<<30+5, 300<<20
+	m.snapshot.FileCommit, m.snapshot.Retired = 39012, 31
 	for i := range m.snapshot.Standby {
 		m.snapshot.Standby[i] = uint64(100 + i)
 	}

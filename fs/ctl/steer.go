@@ -22,25 +22,25 @@ const (
 
 // ruleVerbs are the commands that set rules.
 func ruleVerbs() []Verb[*Target] {
-	rows := []Verb[*Target]{
+	return []Verb[*Target]{
 		{Words: "pin", Run: rule(RulePin, "1"),
 			Help: "keep the pages in memory and in the working set, as VirtualLock: half of memory at most"},
 		{Words: "unpin", Run: rule(RulePin, "0"), Help: "undo pin"},
 		{Words: "noswap", Run: rule(RuleNoSwap, "1"),
 			Help: "keep the pages in memory: never in a page file; half of memory at most"},
 		{Words: "swap", Run: rule(RuleNoSwap, "0"), Help: "undo noswap"},
+		{Words: "priority", Digit: pfn.Priorities, Run: setPriority,
+			Help: "use standby list N, 0 to 7: the pages of a lower one are taken first; 5 is the usual one"},
 	}
-	for p := range pfn.Priorities {
-		value := strconv.Itoa(p)
-		rows = append(rows, Verb[*Target]{Words: "priority " + value, Run: rule(RulePriority, value),
-			Help: "use standby list " + value + ": the pages of a lower one are taken first, 5 is the usual one"})
-	}
-	return rows
+}
+
+func setPriority(t *Target, a Args) ([]Tally, error) {
+	return rule(RulePriority, strconv.Itoa(a.Number))(t, a)
 }
 
 // rule sets a part of the rule of every file, and of the directories that they are in.
-func rule(name, value string) func(*Target, Range) ([]Tally, error) {
-	return func(t *Target, _ Range) ([]Tally, error) {
+func rule(name, value string) func(*Target, Args) ([]Tally, error) {
+	return func(t *Target, _ Args) ([]Tally, error) {
 		if t.Folders != nil {
 			t.Folders(func(d Steered) { _, _ = d.SetRule(name, value) })
 		}
@@ -52,7 +52,7 @@ func rule(name, value string) func(*Target, Range) ([]Tally, error) {
 	}
 }
 
-func discardFiles(t *Target, r Range) ([]Tally, error) {
+func discardFiles(t *Target, r Args) ([]Tally, error) {
 	return t.each([]Tally{{Name: "discarded"}}, func(f File, moved []Tally) error {
 		before := f.Blocks()
 		err := f.Discard(r.Off, r.Len)

@@ -85,6 +85,7 @@ func meminfo(m *Mount) *Doc {
 	kB := func(label, key string, bytes uint64) { d.Field(label, key+"_bytes", KB(bytes)) }
 	pages := func(label, key string, n uint64) { kB(label, key, n*mm.PageSize) }
 	kB("MemTotal", "mem_total", s.Budget.Memory)
+	kB("MemMax", "mem_max", s.MaxMemory) // what the command memory can make of it
 	pages("MemFree", "mem_free", s.Zeroed+s.Free)
 	// As Linux means it: what can be had without writing anything first.
 	pages("MemAvailable", "mem_available", s.Zeroed+s.Free+standby(&s))
@@ -97,6 +98,7 @@ func meminfo(m *Mount) *Doc {
 	pages("Transition", "transition", s.Transition)
 	pages("Active", "active", s.Active)
 	pages("Bad", "bad", s.Bad)
+	pages("Retired", "retired", s.Retired)
 	pages("HostCached", "host_cached", s.HostPages)
 	pages("HostLimit", "host_limit", s.HostLimit)
 	kB("Records", "records", s.RecordBytes)
@@ -109,7 +111,18 @@ func meminfo(m *Mount) *Doc {
 	pages("CommitLimit", "commit_limit", s.CommitLimit)
 	pages("Committed_AS", "committed_as", s.Commit)
 	pages("CommitPeak", "commit_peak", s.CommitPeak)
+	pages("FileCommit", "file_commit", s.FileCommit)
+	kB("FileLimit", "file_limit", fileLimit(&s))
 	return d
+}
+
+// fileLimit is how many bytes files may hold: the size, or less if that is what can be promised.
+func fileLimit(s *mm.Snapshot) uint64 {
+	most := s.CommitLimit * mm.PageSize
+	if s.Budget.Size > 0 {
+		return min(s.Budget.Size, most)
+	}
+	return most
 }
 
 func vmstat(m *Mount) *Doc {
@@ -243,7 +256,8 @@ func workingsets(m *Mount) *Doc {
 }
 
 func limits(m *Mount) *Doc {
-	b := m.Snapshot().Budget
+	s := m.Snapshot()
+	b := s.Budget
 	d := new(Doc)
 	d.Lines("", strings.Split(strings.TrimRight(b.String(), "\n"), "\n")...)
 	for _, f := range []struct {
@@ -254,10 +268,12 @@ func limits(m *Mount) *Doc {
 		{"pfn_bytes", b.PFNBytes}, {"frames", b.Frames}, {"reserve_frames", b.Reserve},
 		{"pagefile_pages", b.PageFile}, {"slot_bytes", b.SlotBytes}, {"pte_bytes", b.PTEBytes},
 		{"inodes_planned", b.Inodes}, {"inode_bytes", b.InodeMax}, {"commit_limit_pages", b.CommitLimit},
+		{"size_bytes", b.Size},
 		{"compressed_bytes", b.Compressed},
 	} {
 		d.Field("", f.key, Count(f.n))
 	}
+	d.Field("", "max_memory_bytes", Count(s.MaxMemory))
 	if m.Inodes != nil {
 		used, max := m.Inodes()
 		d.Field("InodesUsed", "inodes_used", Count(used))

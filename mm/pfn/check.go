@@ -15,17 +15,36 @@ func (d *Database) Check() []error {
 	for i := range d.standby {
 		d.checkList(&c, &d.standby[i], Standby, i)
 	}
-	for f := Frame(1); int(f) < len(d.entries); f++ {
+	d.checkRecords(&c)
+	for f := Frame(1); f <= d.top; f++ {
 		d.checkFrame(&c, f)
 	}
-	if c.active != d.active || c.transition != d.transition || c.records != d.records {
-		c.bad("counted %d active, %d transition, %d record frames; kept %d, %d, %d",
-			c.active, c.transition, c.records, d.active, d.transition, d.records)
+	if c.active != d.active || c.transition != d.transition || c.records != d.records.count || c.retired != d.retired {
+		c.bad("counted %d active, %d transition, %d record frames, %d retired; kept %d, %d, %d, %d",
+			c.active, c.transition, c.records, c.retired, d.active, d.transition, d.records.count, d.retired)
 	}
 	if sum := c.listed + c.active + c.transition; sum != d.Frames() {
 		c.bad("lists, Active and Transition add up to %d of %d frames", sum, d.Frames())
 	}
+	if d.limit > d.top || int(d.top) >= len(d.entries) {
+		c.bad("limit %d, top %d: out of order, of %d frames at most", d.limit, d.top, d.Most())
+	}
 	return c.errs
+}
+
+// checkRecords walks the frames that records took over, which are Active and so on no list that checkList is for.
+// +checklocks:d.mu
+func (d *Database) checkRecords(c *checking) {
+	var n uint64
+	for f := d.records.head; f != 0 && n <= d.records.count; f = d.entries[f].next {
+		if e := &d.entries[f]; e.state != Active || e.flags&record == 0 {
+			c.bad("frame %d: %v among the records' frames", f, e.state)
+		}
+		n++
+	}
+	if n != d.records.count {
+		c.bad("the records' frames are %d, counted %d", n, d.records.count)
+	}
 }
 
 // anyPriority says that the frames of a list may have any.
@@ -37,6 +56,7 @@ type checking struct {
 	onList                      []bool // by frame
 	listed                      uint64
 	active, transition, records uint64
+	retired                     uint64
 }
 
 func (c *checking) bad(format string, args ...any) {
@@ -83,6 +103,14 @@ func (d *Database) checkFrame(c *checking, f Frame) {
 		}
 	case Transition:
 		c.transition++
+	case Retired:
+		c.retired++
+		if f <= d.limit {
+			c.bad("frame %d: retired, but one of the %d to be used", f, d.limit)
+		}
+		if e.owner != 0 || e.original != 0 || e.refs != 0 || e.flags != 0 {
+			c.bad("frame %d: retired, but not empty", f)
+		}
 	default:
 		if !c.onList[f] {
 			c.bad("frame %d: in state %v but on no list", f, e.state)

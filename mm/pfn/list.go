@@ -41,7 +41,21 @@ func (d *Database) remove(l *list, f Frame) {
 	l.count--
 }
 
-// listOf returns the list that frames of e's state wait on, nil for Active and Transition, which have none.
+// moveBefore takes f from its place on l to the one before another frame on it. Preconditions: the PFN lock is held.
+func (d *Database) moveBefore(l *list, f, other Frame) {
+	d.remove(l, f)
+	e, o := &d.entries[f], &d.entries[other]
+	e.prev, e.next = o.prev, other
+	if o.prev != 0 {
+		d.entries[o.prev].next = f
+	} else {
+		l.head = f
+	}
+	o.prev = f
+	l.count++
+}
+
+// listOf returns the list that frames of e's state wait on, nil for Active, Transition and Retired, which have none.
 // +checklocks:d.mu
 func (d *Database) listOf(e *entry) *list {
 	switch e.state {

@@ -11,6 +11,7 @@ package pfn
 
 import (
 	"fmt"
+	"math"
 	"sync"
 	"unsafe"
 
@@ -61,6 +62,8 @@ type Database struct {
 	// +checklocks:mu
 	restore func(owner, original uint64)
 	// +checklocks:mu
+	moved func(owner uint64, to Frame)
+	// +checklocks:mu
 	zeroed list
 	// +checklocks:mu
 	free list
@@ -77,7 +80,13 @@ type Database struct {
 	// +checklocks:mu
 	transition uint64
 	// +checklocks:mu
-	records uint64
+	retired uint64 // of frames 1..top
+	// +checklocks:mu
+	records list // Active frames that the manager's records took over
+	// +checklocks:mu
+	limit Frame // frames beyond are on their way out of use
+	// +checklocks:mu
+	top Frame // frames beyond are Retired, and their entries are zeros
 	// +checklocks:mu
 	repurposed [Priorities]uint64
 	// +checklocks:mu
@@ -86,25 +95,36 @@ type Database struct {
 	now uint32
 }
 
-// New makes a database of n frames, all Zeroed (the host gives zeroed memory). restore is called, with the PFN lock
-// held, when a Standby or clean Active frame is taken away from its owner: it must put original back into the owner's
-// PTE.
-func New(n uint64, restore func(owner, original uint64)) (*Database, error) {
-	arena, err := offheap.Map(int(n+1) * PageSize)
+// Owner is what the database tells the owner of a page. Its functions are called with the PFN lock held.
+type Owner struct {
+	// Restore must put original back into the owner's PTE, whose Standby or clean Active frame is taken away.
+	Restore func(owner, original uint64)
+	// Moved must put another frame into the owner's PTE: the page is there now, in the same state.
+	Moved func(owner uint64, to Frame)
+}
+
+// New makes a database of n frames, all Zeroed (the host gives zeroed memory), that can grow to most. What it may grow
+// by is address space only.
+func New(n, most uint64, o Owner) (*Database, error) {
+	most = max(n, most)
+	if most >= math.MaxUint32 {
+		return nil, fmt.Errorf("%d frames are more than there are numbers for", most)
+	}
+	arena, err := offheap.Map(int(most+1) * PageSize)
 	if err != nil {
 		return nil, err
 	}
-	mem, err := offheap.Map(int((n + 1) * EntrySize))
+	mem, err := offheap.Map(int((most + 1) * EntrySize))
 	if err != nil {
 		_ = offheap.Unmap(arena)
 		return nil, err
 	}
-	d := &Database{arena: arena, mem: mem, entries: offheap.Of[entry](mem)[:n+1], hand: 1}
+	d := &Database{arena: arena, mem: mem, entries: offheap.Of[entry](mem)[:most+1], hand: 1}
 	d.mu.Lock()
-	d.restore = restore
+	d.restore, d.moved = o.Restore, o.Moved
+	d.SetLimit(n)
 	for f := Frame(1); f <= Frame(n); f++ {
-		d.entries[f].priority = DefaultPriority
-		d.push(&d.zeroed, f)
+		d.apply(f, Enlist)
 	}
 	d.mu.Unlock()
 	return d, nil
@@ -126,8 +146,16 @@ func (d *Database) Lock() { d.mu.Lock() }
 // +checklocksrelease:d.mu
 func (d *Database) Unlock() { d.mu.Unlock() }
 
-// Frames is the number of frames.
-func (d *Database) Frames() uint64 { return uint64(len(d.entries) - 1) }
+// Frames is the number of frames in use: all but the Retired ones.
+// +checklocks:d.mu
+func (d *Database) Frames() uint64 { return uint64(d.top) - d.retired }
+
+// Top is the highest number that a frame in use may have.
+// +checklocks:d.mu
+func (d *Database) Top() Frame { return d.top }
+
+// Most is how many frames there can be.
+func (d *Database) Most() uint64 { return uint64(len(d.entries) - 1) }
 
 // Bytes is frame f's memory. The caller holds a pin on f, or the lock that keeps its owner's PTE valid.
 func (d *Database) Bytes(f Frame) []byte {
@@ -149,6 +177,8 @@ func (d *Database) apply(f Frame, ev Event) {
 		d.active--
 	case Transition:
 		d.transition--
+	case Retired:
+		d.retired--
 	default:
 		d.remove(d.listOf(e), f)
 	}
@@ -158,6 +188,8 @@ func (d *Database) apply(f Frame, ev Event) {
 		d.active++
 	case Transition:
 		d.transition++
+	case Retired:
+		d.retired++
 	default:
 		e.stamp = d.now
 		d.push(d.listOf(e), f)
@@ -183,6 +215,28 @@ func (d *Database) Alloc(owner, original uint64, zero bool, reserve uint64) (f F
 	if reserve > 0 && d.Available() <= reserve {
 		return 0, false
 	}
+	// While the memory shrinks, frames that would come next but are to go retire instead. Not too many at once.
+	const most = 64
+	for range most {
+		f, zeroed = d.take(zero)
+		if f <= d.limit {
+			break
+		}
+		d.entries[f].flags = 0
+		d.apply(f, Retire)
+		f = 0
+	}
+	if f == 0 {
+		return 0, false
+	}
+	e := &d.entries[f]
+	e.owner, e.original, e.refs, e.flags, e.priority = owner, original, 1, 0, DefaultPriority
+	return f, zeroed
+}
+
+// take puts the next frame to be used into Transition, 0 if there is none.
+// +checklocks:d.mu
+func (d *Database) take(zero bool) (f Frame, zeroed bool) {
 	first, second := &d.free, &d.zeroed
 	if zero {
 		first, second = second, first
@@ -211,7 +265,6 @@ func (d *Database) Alloc(owner, original uint64, zero bool, reserve uint64) (f F
 	default:
 		d.apply(f, Allocate)
 	}
-	e.owner, e.original, e.refs, e.flags, e.priority = owner, original, 1, 0, DefaultPriority
 	return f, zeroed
 }
 
@@ -233,10 +286,9 @@ func (d *Database) victim() Frame {
 		}
 	}
 	const reach = 512
-	n := Frame(len(d.entries) - 1)
-	for range min(reach, n) {
+	for range min(reach, d.top) {
 		f := d.hand
-		if d.hand++; d.hand > n {
+		if d.hand++; d.hand > d.top {
 			d.hand = 1
 		}
 		if e := &d.entries[f]; e.state == Active && e.refs == 0 && e.flags == 0 && e.original != 0 && e.owner != 0 {
@@ -353,6 +405,9 @@ func (d *Database) toFree(f Frame) {
 	e := &d.entries[f]
 	e.flags, e.owner, e.original = 0, 0, 0
 	d.apply(f, Release)
+	if f > d.limit {
+		d.apply(f, Retire)
+	}
 }
 
 // NextModified takes the oldest Modified frame for the page writer: it is in Transition, clean until somebody stores into
@@ -415,10 +470,16 @@ func (d *Database) NextFree() Frame {
 
 // ZeroDone gives a frame of NextFree back, filled with zeros.
 // +checklocks:d.mu
-func (d *Database) ZeroDone(f Frame) { d.apply(f, MadeZero) }
+func (d *Database) ZeroDone(f Frame) {
+	d.apply(f, MadeZero)
+	if f > d.limit {
+		d.apply(f, Retire)
+	}
+}
 
 // TakeRecord takes a frame out of use because the manager's own records have grown by its memory (NT: a nonpaged pool
-// page). The caller gives the frame's memory back to the host. 0 if none is available.
+// page). The caller gives the frame's memory back to the host, before the frame can become another one's (GiveRecord,
+// Shrink). 0 if none is available.
 // +checklocks:d.mu
 func (d *Database) TakeRecord() Frame {
 	f, _ := d.Alloc(0, 0, false, 0)
@@ -428,16 +489,21 @@ func (d *Database) TakeRecord() Frame {
 	d.apply(f, MakeValid)
 	e := &d.entries[f]
 	e.flags, e.refs = record, 0
-	d.records++
+	d.push(&d.records, f)
 	return f
 }
 
-// GiveRecord returns a frame taken by TakeRecord, with zeroed memory.
+// GiveRecord returns the frame that was taken last by TakeRecord. There must be one.
 // +checklocks:d.mu
-func (d *Database) GiveRecord(f Frame) {
-	d.records--
+func (d *Database) GiveRecord() {
+	f := d.records.tail
+	d.remove(&d.records, f)
 	d.toFree(f)
 }
+
+// Records is the number of frames that the manager's records have taken over.
+// +checklocks:d.mu
+func (d *Database) Records() uint64 { return d.records.count }
 
 // Tick advances the clock that list ages are counted in.
 // +checklocks:d.mu
@@ -471,8 +537,8 @@ func (d *Database) Info(f Frame) Info {
 
 // Counts are the lengths of the lists.
 type Counts struct {
-	Zeroed, Free, Modified, ModifiedNoWrite, Transition, Active, Bad, Records uint64
-	Standby, Repurposed                                                       [Priorities]uint64
+	Zeroed, Free, Modified, ModifiedNoWrite, Transition, Active, Bad, Records, Retired uint64
+	Standby, Repurposed                                                                [Priorities]uint64
 }
 
 // Counts copies the lengths of the lists.
@@ -480,7 +546,8 @@ type Counts struct {
 func (d *Database) Counts() Counts {
 	c := Counts{
 		Zeroed: d.zeroed.count, Free: d.free.count, Modified: d.modified.count, ModifiedNoWrite: d.noWrite.count,
-		Transition: d.transition, Active: d.active, Bad: d.bad.count, Records: d.records, Repurposed: d.repurposed,
+		Transition: d.transition, Active: d.active, Bad: d.bad.count, Records: d.records.count, Retired: d.retired,
+		Repurposed: d.repurposed,
 	}
 	for i := range d.standby {
 		c.Standby[i] = d.standby[i].count

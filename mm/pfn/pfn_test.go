@@ -9,12 +9,13 @@ import (
 // wantTable is the state machine said once more, independently of the table's own spelling: from each state, what each
 // event leads to. What is not here is illegal.
 const wantTable = `
-Zeroed           Allocate→Transition Retire→Bad
-Free             Allocate→Transition Retire→Bad
+Retired          Enlist→Zeroed
+Zeroed           Allocate→Transition Retire→Retired Condemn→Bad
+Free             Allocate→Transition Retire→Retired Condemn→Bad
 Standby          Allocate→Transition MakeValid→Active Release→Free
 Modified         MakeValid→Active PageOut→Transition Release→Free
 ModifiedNoWrite  MakeValid→Active Release→Free
-Transition       MakeValid→Active SettleClean→Standby SettleDirty→Modified SettleNoWrite→ModifiedNoWrite Release→Free MadeZero→Zeroed Retire→Bad
+Transition       MakeValid→Active SettleClean→Standby SettleDirty→Modified SettleNoWrite→ModifiedNoWrite Release→Free MadeZero→Zeroed Retire→Retired Condemn→Bad
 Active           Steal→Transition TrimClean→Standby TrimDirty→Modified TrimBusy→Transition TrimNoWrite→ModifiedNoWrite Release→Free
 Bad
 `
@@ -80,7 +81,7 @@ func TestIllegalTransitionPanics(t *testing.T) {
 
 func newTest(t *testing.T, n uint64, restore func(owner, original uint64)) *Database {
 	t.Helper()
-	d, err := New(n, restore)
+	d, err := New(n, n, Owner{Restore: restore})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +98,8 @@ func newTest(t *testing.T, n uint64, restore func(owner, original uint64)) *Data
 func force(d *Database, f Frame, s State) {
 	path := map[State][]Event{
 		Zeroed: {}, Transition: {Allocate}, Active: {Allocate, MakeValid}, Free: {Allocate, Release},
-		Standby: {Allocate, SettleClean}, Modified: {Allocate, SettleDirty}, Bad: {Retire},
+		Standby: {Allocate, SettleClean}, Modified: {Allocate, SettleDirty}, Bad: {Condemn},
+		Retired:         {Retire},
 		ModifiedNoWrite: {Allocate, MakeValid, TrimNoWrite},
 	}[s]
 	for _, e := range path {

@@ -8,18 +8,20 @@ type State uint8
 
 // The states.
 const (
-	Zeroed          State = iota // free, filled with zeros
+	Retired         State = iota // not part of the memory, now or yet: the host has what is behind it (resize.go)
+	Zeroed                       // free, filled with zeros
 	Free                         // free, contents unknown
 	Standby                      // holds a page that its store has too; in no working set; may be taken at any time
 	Modified                     // holds a page that no store has; in no working set; waits for the page writer
 	ModifiedNoWrite              // as Modified, but must not be written
 	Transition                   // under I/O or pinned: in no working set and on no list
 	Active                       // in a working set, or taken over by the manager's own records
-	Bad                          // out of use
+	Bad                          // not to be used: its memory is broken
 	numStates
 )
 
-var stateNames = [numStates]string{"Zeroed", "Free", "Standby", "Modified", "ModifiedNoWrite", "Transition", "Active", "Bad"}
+var stateNames = [numStates]string{"Retired", "Zeroed", "Free", "Standby", "Modified", "ModifiedNoWrite", "Transition", "Active",
+	"Bad"}
 
 func (s State) String() string {
 	if s < numStates {
@@ -46,12 +48,14 @@ const (
 	SettleNoWrite              // last pin or I/O ended: not to be written
 	Release                    // its page is deleted
 	MadeZero                   // the zero-page thread filled it
-	Retire                     // taken out of use
+	Enlist                     // becomes part of the memory, which has grown
+	Retire                     // is no longer part of the memory, which shrinks
+	Condemn                    // its memory has turned out to be broken
 	numEvents
 )
 
 var eventNames = [numEvents]string{"Allocate", "Steal", "MakeValid", "TrimClean", "TrimDirty", "TrimBusy", "TrimNoWrite",
-	"PageOut", "SettleClean", "SettleDirty", "SettleNoWrite", "Release", "MadeZero", "Retire"}
+	"PageOut", "SettleClean", "SettleDirty", "SettleNoWrite", "Release", "MadeZero", "Enlist", "Retire", "Condemn"}
 
 func (e Event) String() string {
 	if e < numEvents {
@@ -98,7 +102,9 @@ var table = func() (t [numStates][numEvents]State) {
 		{SettleNoWrite, ModifiedNoWrite, []State{Transition}},
 		{Release, Free, []State{Active, Standby, Modified, ModifiedNoWrite, Transition}},
 		{MadeZero, Zeroed, []State{Transition}},
-		{Retire, Bad, []State{Transition, Free, Zeroed}},
+		{Enlist, Zeroed, []State{Retired}},
+		{Retire, Retired, []State{Transition, Free, Zeroed}},
+		{Condemn, Bad, []State{Transition, Free, Zeroed}},
 	} {
 		for _, s := range r.from {
 			t[s][r.event] = r.to
