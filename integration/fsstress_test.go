@@ -359,7 +359,7 @@ func wantWholeTree(t *testing.T, root string) (lines []string) {
 			}
 			links[st.Ino]++
 			found[st.Ino] = st
-			lines = append(lines, fmt.Sprintf("%s %d %#o %d %d", strings.TrimPrefix(name, root), st.Ino, st.Mode, st.Nlink, st.Size))
+			lines = append(lines, fmt.Sprintf("%s %d %#o %d %d", name[len(root):], st.Ino, st.Mode, st.Nlink, st.Size))
 			if isDir {
 				subdirs++
 				walk(name)
