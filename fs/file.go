@@ -298,10 +298,10 @@ func (n *node) sendAll() fuse.Status {
 	if f.launderer.Load() == nil {
 		return fuse.ENOSYS
 	}
-	if !f.enterGate() {
+	if !f.seeks.TryEnter() {
 		return fuse.EBUSY
 	}
-	defer f.leaveGate()
+	defer f.seeks.Leave()
 	switch err := n.writeBack(); {
 	case err == nil:
 		return fuse.OK

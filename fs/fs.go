@@ -43,7 +43,7 @@
 //
 // No lock is held while a section does I/O, while the budget is charged, across the launderer, or across a notification
 // to the host kernel. READ and WRITE wait for store I/O only. LSEEK (and the control files) may wait for the host to write
-// a file back; the gate lets only so many wait that requests are left for what they wait for.
+// a file back; two gates let only so many wait that requests are left for what they wait for.
 package fs
 
 import (
@@ -105,7 +105,10 @@ type Launderer interface {
 const (
 	maxNameLen     = 255
 	defaultRequest = 1 << 20
-	maxBackground  = 64 // READs and WRITEs that the host kernel sends ahead, unasked
+	// maxSeeks is how many LSEEKs wait for a write-back at once. go-fuse keeps less than 1 KiB of a request without data, so
+	// that these hinder no WRITE; and a program does not expect lseek(2) to be refused.
+	maxSeeks      = 128
+	maxBackground = 64 // READs and WRITEs that the host kernel sends ahead, unasked
 )
 
 // Server is one live mount.
@@ -216,7 +219,8 @@ type fileSystem struct {
 	planned bool          // most goes by the memory
 
 	launderer  atomic.Pointer[Launderer]
-	gate       ctl.Gate // for handlers that wait for a write-back
+	gate       ctl.Gate // for commands and control files that wait for a write-back
+	seeks      ctl.Gate // for LSEEKs that do
 	deletions  sync.WaitGroup
 	dirtyLimit atomic.Uint64
 	device     atomic.Pointer[bdi] // of the mount; nil if it is not known
@@ -240,6 +244,7 @@ func newFileSystem(o Options) (*fileSystem, error) {
 		opts:          o,
 		sys:           o.System,
 		gate:          make(ctl.Gate, gateWidth(o)),
+		seeks:         make(ctl.Gate, maxSeeks),
 	}
 	f.nodes.init()
 	f.handles.init()

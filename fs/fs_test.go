@@ -14,6 +14,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"memfs/fs/ctl"
 	"memfs/mm"
 )
 
@@ -634,7 +635,8 @@ func (k *kernel) bustle(dirs []uint64, seed int) {
 func TestGate(t *testing.T) {
 	l := &waitingLaunderer{proceed: make(chan struct{}), asked: make(chan uint64, 10)}
 	l.answer = syscall.ENOSPC // as after a refused WRITE: not ours to report here
-	k := newKernel(t, func(o *Options) { o.MaxInflight = 4 * (o.MaxRequest + 8<<10) })
+	k := newKernel(t, func(o *Options) {})
+	k.seeks = make(ctl.Gate, 2)
 	id, fh := k.mustCreate(root, "f")
 	seek := func() fuse.Status {
 		var out fuse.LseekOut

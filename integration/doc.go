@@ -15,6 +15,6 @@
 // Nothing here touches the mount from the serving process, and whatever hangs is ended: a watchdog prints the
 // goroutines of the daemon and aborts its connection, so that a deadlock fails one test in place of the machine.
 //
-// The tests need root and /dev/fuse, besides fio, sqlite3, git, gcc, python3 and what every Linux has. Without root or
+// The tests need root and /dev/fuse, besides fio, sqlite3, git, gcc, python3, stress-ng and what every Linux has. Without root or
 // /dev/fuse they are skipped, unless CI=true is set: then that is a failure. -short takes smaller sizes.
 package integration
