@@ -77,7 +77,8 @@ func TestMountFlags(t *testing.T) {
 	} {
 		k := newKernel(t, func(o *Options) { o.DirectMount, o.Flags, o.Source = c.direct, c.flags, "spec" })
 		o := k.mountOptions()
-		if o.DirectMountFlags != c.want || o.DirectMountStrict != c.direct || !slices.Equal(o.Options, c.words) || o.FsName != "spec" {
+		if o.DirectMountFlags != c.want || o.DirectMountStrict != c.direct || o.FsName != "spec" ||
+			!slices.Equal(o.Options, c.words) {
 			t.Errorf("%+v: flags %#x, strict %v, options %q of %q", c, o.DirectMountFlags, o.DirectMountStrict, o.Options, o.FsName)
 		}
 	}

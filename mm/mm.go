@@ -59,6 +59,7 @@ type Config struct {
 	Memory       uint64           // bytes; bounds everything the mount costs the host
 	HostShare    float64          // share of Memory for the host kernel's cached copies; 0 = a third
 	Inodes       uint64           // most inodes; 0 = one for each page of Memory
+	Size         uint64           // bytes that files may hold; 0 = as much as the commit limit allows
 	PageFiles    []PageFileConfig // in order of preference; none = nothing is paged out
 	Listener     Listener
 	DirtyBounded bool // the host bounds what programs have written and it has not sent us
