@@ -309,13 +309,13 @@ func (f *fileSystem) mountOptions() *fuse.MountOptions {
 }
 
 // helperWords are the flags that fusermount3 knows, in its words. A user's mount is nosuid and nodev without being told;
-// relatime is the kernel's default, and strictatime, which fusermount3 has no word for, is kept by us.
+// relatime is the kernel's default, and strictatime and nodiratime, which it has no words for, are kept by us.
 func helperWords(flags uintptr) (words []string) {
 	for _, w := range []struct {
 		flag uintptr
 		word string
 	}{
-		{unix.MS_RDONLY, "ro"}, {unix.MS_NOEXEC, "noexec"}, {unix.MS_NOATIME, "noatime"}, {unix.MS_NODIRATIME, "nodiratime"},
+		{unix.MS_RDONLY, "ro"}, {unix.MS_NOEXEC, "noexec"}, {unix.MS_NOATIME, "noatime"},
 		{unix.MS_SYNCHRONOUS, "sync"}, {unix.MS_DIRSYNC, "dirsync"},
 	} {
 		if flags&w.flag != 0 {
