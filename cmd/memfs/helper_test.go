@@ -95,8 +95,7 @@ func TestHelperExitCodes(t *testing.T) {
 		"none DIR -o memory=1000T":          {mountFailed, "more than the RAM"},
 	} {
 		if _, err := mountRight(); err != nil && want.code == mountFailed {
-			want.code = mountUsage
-			want.text = ""
+			continue // it would say just that
 		}
 		var out, errOut bytes.Buffer
 		code := runHelper("mount.memfs", strings.Fields(strings.ReplaceAll(line, "DIR", dir)), &out, &errOut)
