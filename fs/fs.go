@@ -79,8 +79,10 @@ type Options struct {
 
 	Mode, UID, GID uint32 // permission bits and owner of the root
 
-	AllowOther  bool // let other users in
-	DirectMount bool // mount(2) by ourselves, as root, with setuid files and devices allowed; else through fusermount3
+	Source      string  // what the mount table calls the mounted thing; "" = "memfs"
+	Flags       uintptr // MS_… bits of mount(2); those on access times also say how atime is kept
+	AllowOther  bool    // let other users in
+	DirectMount bool    // mount(2) by ourselves, as root, with setuid files and devices allowed; else through fusermount3
 
 	MaxRequest  int // bytes of the largest READ and WRITE; 0 = 1 MiB
 	MaxInflight int // bytes of request buffers in use at once; 0 = no limit
@@ -195,6 +197,10 @@ func fusermount() string {
 // SetLaunderer gives the mount its launderer, which needs the live mount to start. The server closes it at the end.
 func (s *Server) SetLaunderer(l Launderer) { s.fs.setLaunderer(l) }
 
+// SetFlags tells the mount its flags, MS_… bits, after a remount: the host kernel acts on all of them but those on access
+// times, and does not tell us.
+func (s *Server) SetFlags(flags uintptr) { s.fs.mountFlags.Store(uint64(flags)) }
+
 // DirtyLimit is how many bytes programs may have written that the host kernel has not sent us; 0 if it is not known to be
 // bounded for this mount alone.
 func (s *Server) DirtyLimit() uint64 { return s.fs.dirtyLimit.Load() }
@@ -224,6 +230,7 @@ type fileSystem struct {
 	deletions  sync.WaitGroup
 	dirtyLimit atomic.Uint64
 	device     atomic.Pointer[bdi] // of the mount; nil if it is not known
+	mountFlags atomic.Uint64       // MS_… bits; a remount changes them
 
 	// tree guards the names: every directory's entries, and every node's entry.
 	tree sync.RWMutex
@@ -235,6 +242,9 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	}
 	if o.MaxRequest == 0 {
 		o.MaxRequest = defaultRequest
+	}
+	if o.Source == "" {
+		o.Source = "memfs"
 	}
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
@@ -254,6 +264,7 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	if f.planned {
 		f.most.Store(planned)
 	}
+	f.mountFlags.Store(uint64(o.Flags))
 	f.setLaunderer(o.Launderer)
 	root, st := f.newNode(seed{mode: syscall.S_IFDIR | o.Mode&permMask, uid: o.UID, gid: o.GID})
 	if !st.Ok() {
@@ -280,7 +291,7 @@ func gateWidth(o Options) int {
 func (f *fileSystem) mountOptions() *fuse.MountOptions {
 	o := &fuse.MountOptions{
 		Name:                     "memfs",
-		FsName:                   "memfs",
+		FsName:                   f.opts.Source,
 		Options:                  []string{"default_permissions"},
 		AllowOther:               f.opts.AllowOther,
 		MaxWrite:                 f.opts.MaxRequest,
@@ -296,11 +307,33 @@ func (f *fileSystem) mountOptions() *fuse.MountOptions {
 		PanicHandler: f.panicked,
 		Logger:       log.New(logWriter(f.opts.Log), "", 0),
 	}
-	if f.opts.DirectMount {
-		o.DirectMountStrict = true
+	if !f.opts.DirectMount {
+		o.Options = append(o.Options, helperWords(f.opts.Flags)...)
+		return o
+	}
+	o.DirectMountStrict = true
+	o.DirectMountFlags = f.opts.Flags
+	if o.DirectMountFlags == 0 {
 		o.DirectMountFlags = syscall.MS_MGC_VAL // no flags; 0 would mean nosuid,nodev
 	}
 	return o
+}
+
+// helperWords are the flags that fusermount3 knows, in its words. A user's mount is nosuid and nodev without being told;
+// relatime is the kernel's default, and strictatime and nodiratime, which it has no words for, are kept by us.
+func helperWords(flags uintptr) (words []string) {
+	for _, w := range []struct {
+		flag uintptr
+		word string
+	}{
+		{unix.MS_RDONLY, "ro"}, {unix.MS_NOEXEC, "noexec"}, {unix.MS_NOATIME, "noatime"},
+		{unix.MS_SYNCHRONOUS, "sync"}, {unix.MS_DIRSYNC, "dirsync"},
+	} {
+		if flags&w.flag != 0 {
+			words = append(words, w.word)
+		}
+	}
+	return words
 }
 
 // panicked ends the daemon: a bug must not turn into an EIO that nobody looks at.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"memfs/mapping"
 	"memfs/mm"
@@ -304,16 +305,24 @@ func (n *node) changed() {
 	n.meta.ctime = n.meta.mtime
 }
 
-// accessed stamps atime as the mount option relatime does. The host kernel leaves it to us, so reads that it answers from
-// its cache do not count.
+// accessed stamps atime after a READ or READDIR, as the flags of the mount say (mount(8): noatime, nodiratime, relatime,
+// strictatime). The host kernel leaves it to us, so what it answers from its cache does not count.
 func (n *node) accessed() {
+	flags := n.fs.mountFlags.Load()
+	if flags&(unix.MS_NOATIME|unix.MS_RDONLY) != 0 || flags&unix.MS_NODIRATIME != 0 && n.isDir() {
+		return
+	}
 	now := timeNow()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	m := &n.meta
-	if !m.atime.after(m.mtime) || !m.atime.after(m.ctime) || now.sec-m.atime.sec >= int64(atimeAge/time.Second) {
-		m.atime = now
+	if flags&unix.MS_STRICTATIME != 0 || n.meta.atimeStale(now) {
+		n.meta.atime = now
 	}
+}
+
+// atimeStale is the rule of relatime: the access time is renewed if it is not later than both other times, or a day old.
+func (m *metadata) atimeStale(now timestamp) bool {
+	return !m.atime.after(m.mtime) || !m.atime.after(m.ctime) || now.sec-m.atime.sec >= int64(atimeAge/time.Second)
 }
 
 // addLinks changes the link count, which stamps ctime.

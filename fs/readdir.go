@@ -13,7 +13,9 @@ func (f *fileSystem) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool)
 	if !st.Ok() {
 		return st
 	}
-	dir.accessed()
+	if in.Flags&syscall.O_NOATIME == 0 {
+		dir.accessed()
+	}
 	f.tree.RLock()
 	defer f.tree.RUnlock()
 	if f.addSpecialLocked(dir, in.Offset, out, plus) {

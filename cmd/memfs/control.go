@@ -62,6 +62,8 @@ func (c *control) fail(name string, err error) error {
 		return fmt.Errorf("%s: %s is for the owner of the mount and for root", c.path, name)
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%s: the mount has no control file %s", c.path, name)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%s: the mount is read-only; `mount -o remount,rw %s` changes that", c.path, c.path)
 	}
 	return fmt.Errorf("%s: %s: %s", c.path, name, reason(err))
 }

@@ -30,15 +30,15 @@ const (
 	saysReady   = "R"
 )
 
-// startDaemon starts the daemon and returns when it is ready, or with the reason why it will not be.
-func startDaemon() error {
+// startDaemon starts the daemon with a command line and returns when it is ready, or with the reason why it will not be.
+func startDaemon(args []string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return systemError{err}
 	}
 	defer r.Close()
 	keepFromChildren()
-	child := exec.Command(selfExe, os.Args[1:]...)
+	child := exec.Command(selfExe, args...)
 	child.Args[0] = "memfs"
 	child.Env = append(os.Environ(), readyEnv+"=3")
 	child.Stderr = os.Stderr // for what ends it before it can speak for itself
@@ -55,7 +55,7 @@ func startDaemon() error {
 	runtime.UnlockOSThread()
 	w.Close()
 	if err != nil {
-		return fmt.Errorf("cannot start the daemon: %s", reason(err))
+		return systemError{fmt.Errorf("cannot start the daemon: %s", reason(err))}
 	}
 
 	ready, err := hear(r, printWarning)
@@ -65,6 +65,9 @@ func startDaemon() error {
 	waitErr := child.Wait()
 	if err == nil {
 		err = fmt.Errorf("the daemon ended before the mount was live: %v", waitErr)
+		if child.ProcessState.ExitCode() == exitBug {
+			err = exitError{exitBug, err}
+		}
 	}
 	return err
 }

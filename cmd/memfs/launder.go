@@ -170,9 +170,13 @@ func launder(conn io.Writer, r launderRequest, c *closers, open func(node uint64
 		c.leave(r.node)
 		return answer(err)
 	}
-	if r.n != 0 {
-		err = file.writeBack(r.off, r.n)
+	if r.n == 0 {
+		// Nothing was written back and nobody holds a lock; and what is still open keeps the mount busy.
+		file.Close()
+		c.leave(r.node)
+		return answer(nil)
 	}
+	err = file.writeBack(r.off, r.n)
 	// The answer comes before the close: whoever waits for it may wait with the inode lock held.
 	err = answer(err)
 	go func() {

@@ -9,6 +9,7 @@
 //	memfs mount DIR         parses, starts the daemon, waits until it is ready or has failed, and returns
 //	  memfs mount DIR       the daemon: the same command line again, with a pipe to its parent (daemon.go, session.go)
 //	    memfs launder DIR   its child, which opens files of the mount on its behalf (launder.go)
+//	mount.memfs SPEC DIR    the same, started by mount(8) (helper.go)
 //	memfs umount DIR        asks the kernel to unmount, then waits for the daemon to end (umount.go)
 //	  memfs syscall …       a child for a system call that a dead or hung mount may never answer (probe.go)
 //
@@ -18,7 +19,8 @@
 // # Exit codes
 //
 // 0 done; 1 failed; 2 the command line is wrong; 3 (the daemon's) a bug was hit and logged. A failure is one line on
-// standard error that begins with "memfs: " and says what was wrong and what would do.
+// standard error that begins with "memfs: " and says what was wrong and what would do. As a mount helper the program has
+// the exit codes of mount(8) instead.
 package main
 
 import (
@@ -39,7 +41,12 @@ const (
 	exitBug    = 3
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if name := helperName(os.Args[0]); name != "" {
+		os.Exit(runHelper(name, os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 // exit ends the process where no way leads back to main.
 var exit = os.Exit
@@ -47,7 +54,10 @@ var exit = os.Exit
 // run does what the command line says and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
 	root := newRootCommand()
-	root.SetArgs(asMountHelper(root, args))
+	if isHelperCall(args, verbs(root)) {
+		return runHelper("memfs", args, stdout, stderr)
+	}
+	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.Execute()
@@ -64,20 +74,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "memfs: %s\n", oneLine(err))
 	}
 	return code
-}
-
-// asMountHelper understands what mount(8) makes of `mount -t fuse.memfs -o … memfs DIR` and of such a line in fstab: it
-// has mount.fuse start us as `memfs SOURCE DIR -o …`.
-func asMountHelper(root *cobra.Command, args []string) []string {
-	if len(args) != 4 || args[2] != "-o" || !strings.HasPrefix(args[1], "/") {
-		return args
-	}
-	for _, c := range root.Commands() {
-		if c.Name() == args[0] {
-			return args
-		}
-	}
-	return []string{"mount", "-o", args[3], args[1]}
 }
 
 // exitError is an error that wants an exit code of its own. Without an error in it nothing is printed.

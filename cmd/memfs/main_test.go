@@ -49,7 +49,18 @@ func TestUsageErrors(t *testing.T) {
 		{"mount --log-file /no/such/place DIR", exitFailed, "/no/such/place"},
 		{"mount --inject burn DIR", exitUsage, "burn"},
 		{"mount -o memory DIR", exitUsage, "a value is missing"},
-		{"mount -o ro DIR", exitUsage, "ro"},
+		{"mount -o colour=red DIR", exitUsage, "colour=red: unknown option"},
+		{"mount -o remount,ro DIR", exitFailed, "nothing is mounted there"},
+		{"mount -o ro,usrquota DIR", exitUsage, "no quotas"},
+		{"mount -o huge=sometimes DIR", exitUsage, "within_size"},
+		{"mount -o nr_blocks=5x DIR", exitUsage, "nr_blocks=5x: not a number of pages"},
+		{"mount --size 5x DIR", exitUsage, `--size "5x"`},
+		{"mount --size 99999P DIR", exitUsage, "too large"},
+		{"mount --nr-inodes many DIR", exitUsage, "not a count"},
+		{"mount --uid no-such-user DIR", exitUsage, "not a user"},
+		{"mount --memory 16M --size 64M --pagefile none DIR", exitFailed, "does not fit"},
+		{"mount --memory 16M --size 200M --pagefile-size 100M DIR", exitFailed, "a page file of 100M holds"},
+		{"mount --memory 16M --size 900G DIR", exitFailed, "can keep records of"},
 		{"mount DIR/none", exitFailed, "no such directory"},
 		{"umount", exitUsage, "mount point"},
 		{"umount DIR", exitFailed, "nothing is mounted there"},
@@ -89,20 +100,6 @@ func TestHelpAndVersion(t *testing.T) {
 	}
 	if text := newRootCommand().UsageString(); strings.Contains(text, "launder") || strings.Contains(text, "syscall") {
 		t.Error("the usage shows verbs that are not for people")
-	}
-}
-
-func TestAsMountHelper(t *testing.T) {
-	root := newRootCommand()
-	for in, want := range map[string]string{
-		"memfs /mnt -o rw,memory=1G": "mount -o rw,memory=1G /mnt",
-		"mount /mnt -o memory=1G":    "mount /mnt -o memory=1G",
-		"memfs mnt -o rw":            "memfs mnt -o rw",
-		"memfs /mnt":                 "memfs /mnt",
-	} {
-		if got := strings.Join(asMountHelper(root, strings.Fields(in)), " "); got != want {
-			t.Errorf("%s: %s, want %s", in, got, want)
-		}
 	}
 }
 

@@ -19,17 +19,22 @@ type mountOptions struct {
 	mountpoint string
 
 	memory       size
+	size         capacity
 	pageFiles    []string // --pagefile, as given
 	pageFileSize string
 	pageFile     pageFileSpec // what the two come to
 	hostShare    share
-	inodes       uint64
+	inodes       inodeCount
 
 	mode       fileMode
-	uid, gid   uint32
+	uid        userID
+	gid        groupID
 	procName   procName
 	allowOther bool
 	nonempty   bool
+	vfs        vfsFlags
+	source     string // what the mount table calls the mounted thing
+	remount    bool   // -o remount: change the flags of a live mount
 
 	foreground bool
 	logFile    string
@@ -38,6 +43,9 @@ type mountOptions struct {
 
 	inject string
 	extra  []string // -o
+	sloppy bool     // ignore what is unknown in -o
+
+	args []string // the command line, for the daemon, which is this program once more
 }
 
 func newMountCommand() *cobra.Command {
@@ -47,10 +55,13 @@ func newMountCommand() *cobra.Command {
 		Short: "Mount a new, empty memfs on a directory",
 		Long: "mount makes a new, empty file system on a directory and returns when it is live; the daemon stays in the\n" +
 			"background until the mount is taken away. What does not fit into the memory goes to a page file, which is\n" +
-			"unlinked as soon as it is made. SIZE is a number with K, M, G or T (binary), or a percentage of RAM.",
+			"unlinked as soon as it is made. SIZE is a number with K, M, G or T (binary), or a percentage of RAM.\n" +
+			"-o takes the flags below without their dashes, and the words of mount(8) and tmpfs(5): ro nosuid nodev\n" +
+			"noexec noatime nodiratime relatime strictatime sync dirsync noswap nr_blocks=N and others. What comes later\n" +
+			"wins. Started as the main process of a systemd service of Type=notify, it stays in front.",
 		Args: oneArgument,
 		RunE: func(c *cobra.Command, args []string) error {
-			o.mountpoint = args[0]
+			o.mountpoint, o.args = args[0], os.Args[1:]
 			if err := o.finish(c.Flags()); err != nil {
 				return err
 			}
@@ -64,25 +75,28 @@ func newMountCommand() *cobra.Command {
 // register defines the flags. Each is also an option of -o.
 func (o *mountOptions) register(f *pflag.FlagSet) {
 	*o = mountOptions{
-		mode: 0o755,
-		uid:  uint32(os.Geteuid()),
-		gid:  uint32(os.Getegid()),
+		mode:   0o755,
+		uid:    userID(os.Geteuid()),
+		gid:    groupID(os.Getegid()),
+		source: "memfs",
 	}
 	if os.Geteuid() == 0 {
 		o.mode, o.allowOther = 0o1777, true // as tmpfs
 	}
 	f.SortFlags = false
-	f.Var(&o.memory, "memory", "all that the mount may cost the host (default 25% of RAM)")
+	f.Var(&o.memory, "memory", "all that the mount may cost the host (default 25% of RAM,\nor less if --size needs less)")
+	f.Var(&o.size, "size", "most that files may hold, as on tmpfs; 0 for what memory and\npage file can hold (default 0)")
 	f.StringArrayVar(&o.pageFiles, "pagefile", nil, "page file: `SPEC` is a new file or a directory to make it in,\n"+
 		"size=MAX or size=MIN-MAX, both with a comma between them, or none\n"+
 		"(default a file in ~/.cache or, as root, in /var/tmp, of at most 32\n"+
 		"times the memory and half of the free space there)")
 	f.StringVar(&o.pageFileSize, "pagefile-size", "", "`MAX` or MIN-MAX of the page file")
 	f.Var(&o.hostShare, "host-share", "share of the memory for the host's cached copies (default a third)")
-	f.Uint64Var(&o.inodes, "nr-inodes", 0, "most files, directories and links at once (default what the memory allows)")
+	f.Var(&o.inodes, "nr-inodes", "most files, directories and links at once, with K, M or G (binary);\n"+
+		"0 for as many as half of the memory has records for\n(default one for each page of memory)")
 	f.Var(&o.mode, "mode", "permissions of the root directory, octal")
-	f.Uint32Var(&o.uid, "uid", o.uid, "owner of the root directory")
-	f.Uint32Var(&o.gid, "gid", o.gid, "group of the root directory")
+	f.Var(&o.uid, "uid", "owner of the root directory, a number or a name")
+	f.Var(&o.gid, "gid", "group of the root directory, a number or a name")
 	f.Var(&o.procName, "proc", "control tree: hidden, visible, or another `NAME` to be visible under (default hidden)")
 	f.BoolVar(&o.allowOther, "allow-other", o.allowOther, "let other users in")
 	f.BoolVar(&o.nonempty, "nonempty", false, "mount on a directory that is not empty, hiding what is in it")
@@ -93,14 +107,17 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.inject, "inject", "", "make the page file fail, for drills:\n"+
 		"`FAULTS` as in write=EIO,after=10;flip,rate=0.001")
-	f.StringArrayVarP(&o.extra, "options", "o", nil, "the flags above as in fstab: `KEY=VALUE,…`, with size for memory")
+	f.StringArrayVarP(&o.extra, "options", "o", nil, "the flags above and those of mount(8), as in fstab: `KEY=VALUE,…`")
+	f.StringVar(&o.source, "source", o.source, "what the mount table calls the mounted thing")
+	f.BoolVar(&o.sloppy, "sloppy", false, "ignore what is unknown in -o, as `mount -s`")
 	f.MarkHidden("inject")
+	f.MarkHidden("sloppy")
 }
 
 // finish takes -o apart and checks what flags alone cannot.
 func (o *mountOptions) finish(f *pflag.FlagSet) error {
 	for _, list := range o.extra {
-		if err := setOptions(f, list); err != nil {
+		if err := o.setOptions(f, list); err != nil {
 			return err
 		}
 	}
@@ -109,7 +126,9 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 		return err
 	}
 	if o.memory == 0 {
-		o.memory = size(ramBytes() / 4 &^ (1<<20 - 1))
+		if o.memory, err = o.defaultMemory(ramBytes()); err != nil {
+			return err
+		}
 	}
 	if ram := ramBytes(); ram > 0 && uint64(o.memory) > ram {
 		return fmt.Errorf("--memory %s is more than the RAM there is (%s): give less; what does not fit goes to the page file",
@@ -130,68 +149,6 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 		}
 	}
 	return nil
-}
-
-// mountNoise are options that mount(8), fstab and tmpfs know and that change nothing here.
-var mountNoise = map[string]bool{
-	"rw": true, "defaults": true, "auto": true, "noauto": true, "user": true, "users": true, "nouser": true,
-	"suid": true, "dev": true, "exec": true, "async": true, "relatime": true, "nofail": true, "_netdev": true, "swap": true,
-}
-
-// mountForeign are options that mount(8) knows and that would change something, which we do not do.
-var mountForeign = map[string]bool{
-	"ro": true, "nosuid": true, "nodev": true, "noexec": true, "noatime": true, "nodiratime": true, "sync": true,
-	"dirsync": true, "remount": true,
-}
-
-// mountAliases are tmpfs's words for our flags.
-var mountAliases = map[string]string{"size": "memory"}
-
-// setOptions sets the flags that one -o names. Both _ and - are taken.
-func setOptions(f *pflag.FlagSet, list string) error {
-	given := map[string]string{} // flag → the word that set it
-	for option := range strings.SplitSeq(list, ",") {
-		key, value, hasValue := strings.Cut(strings.TrimSpace(option), "=")
-		if key == "" || mountNoise[key] || strings.HasPrefix(key, "x-") {
-			continue
-		}
-		name := strings.ReplaceAll(key, "_", "-")
-		if alias, ok := mountAliases[name]; ok {
-			name = alias
-		}
-		if key == "noswap" && !hasValue {
-			name, value, hasValue = "pagefile", "none", true
-		}
-		if mountForeign[key] {
-			return usageError("-o %s: not supported by memfs; mount without it", key)
-		}
-		flag := f.Lookup(name)
-		if flag == nil || name == "options" {
-			return usageError("-o %s: unknown option; there are the flags of `memfs mount --help`, without the dashes", option)
-		}
-		if earlier, twice := given[name]; twice && earlier != key {
-			return usageError("-o %s: %s and %s are the same option (the page file's is pagefile_size)", list, earlier, key)
-		}
-		given[name] = key
-		if !hasValue {
-			if flag.NoOptDefVal == "" {
-				return usageError("-o %s: a value is missing: %s=…", option, key)
-			}
-			value = flag.NoOptDefVal
-		}
-		if err := f.Set(name, value); err != nil {
-			return usageError("-o %s: %v", option, cause(err))
-		}
-	}
-	return nil
-}
-
-// cause is what is below pflag's words for a bad value.
-func cause(err error) error {
-	if u, ok := err.(interface{ Unwrap() error }); ok && u.Unwrap() != nil {
-		return u.Unwrap()
-	}
-	return err
 }
 
 // share is a part of a whole: 0.25 or 25%.
@@ -280,11 +237,22 @@ func runMount(o *mountOptions) error {
 		}
 		o.logFile = abs
 	}
-	parent := readinessPipe()
-	switch {
-	case parent != nil:
+	if parent := readinessPipe(); parent != nil {
 		return runDaemon(o, parent)
-	case o.foreground:
+	}
+	direct, err := mountRight()
+	if err != nil {
+		return err
+	}
+	if !direct {
+		if err := o.vfs.forUser(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case o.remount:
+		return runRemount(o)
+	case o.foreground || serviceMain():
 		if err := becomeIOFlusher(); err != nil {
 			return err
 		}
@@ -294,7 +262,7 @@ func runMount(o *mountOptions) error {
 	if _, err := checkMountpoint(o.mountpoint, o.nonempty, printWarning); err != nil {
 		return err
 	}
-	return startDaemon()
+	return startDaemon(o.args)
 }
 
 // printWarning is what is done with a warning that no log is there for.

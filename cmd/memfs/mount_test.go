@@ -13,11 +13,17 @@ import (
 	"memfs/mm/store"
 )
 
+// newMountFlags makes the flags of mount, set in o.
+func newMountFlags(o *mountOptions) *pflag.FlagSet {
+	f := pflag.NewFlagSet("mount", pflag.ContinueOnError)
+	o.register(f)
+	return f
+}
+
 // parse reads a command line of mount as far as it goes without mounting.
 func parse(args ...string) (*mountOptions, error) {
 	o := &mountOptions{}
-	f := pflag.NewFlagSet("mount", pflag.ContinueOnError)
-	o.register(f)
+	f := newMountFlags(o)
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
@@ -45,7 +51,7 @@ func TestMountOptions(t *testing.T) {
 
 // -o takes every flag, with tmpfs's spelling.
 func TestMountOptionList(t *testing.T) {
-	o, err := parse("-o", "rw,nofail,_netdev,x-systemd.automount,size=32M,nr_inodes=7,mode=1755,uid=3", "-o", "pagefile=/x,pagefile_size=1G,proc=top,allow_other,nonempty")
+	o, err := parse("-o", "rw,nofail,_netdev,x-systemd.automount,memory=32M,nr_inodes=7,mode=1755,uid=3", "-o", "pagefile=/x,pagefile_size=1G,proc=top,allow_other,nonempty")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +63,7 @@ func TestMountOptionList(t *testing.T) {
 		t.Errorf("noswap: %+v, %v", o, err)
 	}
 	for list, want := range map[string]string{
-		"speed=9": "speed=9", "memory": "a value is missing", "memory=": "memory=", "size=64M,memory=64M": "the same option", "nodev": "not supported",
+		"speed=9": "speed=9", "memory": "a value is missing", "memory=": "memory=",
 		"options=memory": "unknown", "mode=8": "octal", "nr_inodes=-1": "nr_inodes=-1",
 	} {
 		_, err := parse("-o", list)
@@ -86,7 +92,7 @@ func TestPageFileSpec(t *testing.T) {
 
 func TestOpenPageFile(t *testing.T) {
 	dir := t.TempDir()
-	p, err := openPageFile(pageFileSpec{path: dir, min: 1 << 20, max: 2 << 20}, 64<<20)
+	p, err := openPageFile(pageFileSpec{path: dir, min: 1 << 20, max: 2 << 20}, 64<<20, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +105,7 @@ func TestOpenPageFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err = openPageFile(pageFileSpec{path: filepath.Join(dir, "new")}, 16<<20)
+	p, err = openPageFile(pageFileSpec{path: filepath.Join(dir, "new")}, 16<<20, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,21 +114,32 @@ func TestOpenPageFile(t *testing.T) {
 	}
 	p.Close()
 
+	p, err = openPageFile(pageFileSpec{path: filepath.Join(dir, "new")}, 16<<20, 33*16<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.max*mm.PageSize < 33*16<<20 {
+		t.Errorf("asked to be allowed %d bytes: at most %d slots", 33*16<<20, p.max)
+	}
+	p.Close()
+
 	there := filepath.Join(dir, "there")
 	if err := os.WriteFile(there, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		spec pageFileSpec
-		want string
+		spec  pageFileSpec
+		least uint64
+		want  string
 	}{
-		{pageFileSpec{path: there}, "already"},
-		{pageFileSpec{path: filepath.Join(dir, "no/such")}, "no such directory"},
-		{pageFileSpec{path: filepath.Join(there, "x")}, "--pagefile"},
-		{pageFileSpec{path: "/proc"}, "--pagefile"},
-		{pageFileSpec{path: dir, max: 1 << 60}, "are free there"},
+		{pageFileSpec{path: there}, 0, "already"},
+		{pageFileSpec{path: filepath.Join(dir, "no/such")}, 0, "no such directory"},
+		{pageFileSpec{path: filepath.Join(there, "x")}, 0, "--pagefile"},
+		{pageFileSpec{path: "/proc"}, 0, "--pagefile"},
+		{pageFileSpec{path: dir, max: 1 << 60}, 0, "are free there"},
+		{pageFileSpec{path: dir}, 1 << 60, "--size needs"},
 	} {
-		p, err := openPageFile(c.spec, 64<<20)
+		p, err := openPageFile(c.spec, 64<<20, c.least)
 		if err == nil {
 			p.Close()
 		}

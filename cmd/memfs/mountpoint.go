@@ -29,6 +29,7 @@ type mountEntry struct {
 	fsType     string
 	source     string
 	options    string // of the super block
+	perMount   string // options of the mount itself
 }
 
 // isFUSE reports whether a daemon answers for the mount, and may therefore not answer.
@@ -72,6 +73,7 @@ func parseMountTable(text []byte) (table []mountEntry) {
 		m := mountEntry{
 			device:     fields[2],
 			mountpoint: unescape(fields[4]),
+			perMount:   fields[5],
 			fsType:     superFields[0],
 			source:     unescape(superFields[1]),
 		}

@@ -95,8 +95,8 @@ type openedPageFile struct {
 	warnings []string
 }
 
-// openPageFile makes the page file. The error says what would do.
-func openPageFile(spec pageFileSpec, memory uint64) (*openedPageFile, error) {
+// openPageFile makes the page file, of least bytes at most if its maximum is not given. The error says what would do.
+func openPageFile(spec pageFileSpec, memory, least uint64) (*openedPageFile, error) {
 	place := spec.path
 	if place == "" {
 		place = defaultPlace()
@@ -113,7 +113,7 @@ func openPageFile(spec pageFileSpec, memory uint64) (*openedPageFile, error) {
 			place, reason(err))
 	}
 	p := &openedPageFile{File: file}
-	if err := p.limit(spec, memory); err != nil {
+	if err := p.limit(spec, memory, least); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	dir := filepath.Dir(file.Name())
@@ -136,7 +136,7 @@ func isDirectory(path string) bool {
 }
 
 // limit settles how large the file may get, and reserves what it has from the start.
-func (p *openedPageFile) limit(spec pageFileSpec, memory uint64) error {
+func (p *openedPageFile) limit(spec pageFileSpec, memory, least uint64) error {
 	dir := filepath.Dir(p.Name())
 	free, err := store.FreeSpace(dir)
 	if err != nil {
@@ -144,8 +144,11 @@ func (p *openedPageFile) limit(spec pageFileSpec, memory uint64) error {
 	}
 	limit := spec.max
 	switch {
+	case limit == 0 && least > free:
+		return fmt.Errorf("page file in %s: --size needs %s of it, besides the memory, and %s are free there; "+
+			"give less, more memory, or another place with --pagefile PATH", dir, roundSize(least), roundSize(free))
 	case limit == 0:
-		limit = min(pageFileFactor*memory, free/2)
+		limit = max(min(pageFileFactor*memory, free/2), least)
 		if limit < mm.PageSize {
 			return fmt.Errorf("page file in %s: no space left there; name another place with --pagefile PATH, "+
 				"or use --pagefile none", dir)

@@ -25,7 +25,7 @@ const callFailed = 255
 
 // systemCall makes one call in a child process, so that a mount that never answers hangs that child and not us: a system
 // call in a FUSE mount may be beyond any signal, and a process cannot even exit while one of its threads is in it.
-// The calls are "statfs PATH" and "umount FLAGS PATH". The error is the call's errno, or errTimeout.
+// The calls are "statfs PATH", "umount FLAGS PATH" and "remount FLAGS PATH". The error is the call's errno, or errTimeout.
 func systemCall(timeout time.Duration, args ...string) error {
 	child := exec.Command(selfExe, append([]string{"syscall"}, args...)...)
 	child.Args[0] = "memfs"
@@ -72,7 +72,7 @@ func runChild(child *exec.Cmd, timeout time.Duration) (code int, output string, 
 // newSyscallCommand is the child's side: the errno is the exit code.
 func newSyscallCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    "syscall statfs PATH | umount FLAGS PATH",
+		Use:    "syscall statfs PATH | umount FLAGS PATH | remount FLAGS PATH",
 		Short:  "Make one system call (used by memfs itself)",
 		Hidden: true,
 		Args:   cobra.MinimumNArgs(1),
@@ -86,6 +86,11 @@ func newSyscallCommand() *cobra.Command {
 				var flags int
 				if flags, err = strconv.Atoi(args[1]); err == nil {
 					err = unix.Unmount(args[2], flags)
+				}
+			case args[0] == "remount" && len(args) == 3:
+				var flags uint64
+				if flags, err = strconv.ParseUint(args[1], 10, 32); err == nil {
+					err = unix.Mount("none", args[2], "", unix.MS_REMOUNT|uintptr(flags), "")
 				}
 			}
 			if err == nil {

@@ -24,8 +24,9 @@ type session struct {
 	o      *mountOptions
 	log    *logrus.Logger
 	parent *parentPipe
-	place  string // the mount point without links
-	direct bool   // mounted by ourselves, not through fusermount3
+	manage *serviceManager // told of a session in front; nil: nobody
+	place  string          // the mount point without links
+	direct bool            // mounted by ourselves, not through fusermount3
 
 	sys      *mm.System
 	server   *fs.Server
@@ -48,6 +49,9 @@ func runSession(o *mountOptions, parent *parentPipe) (err error) {
 		defer logFile.Close()
 	}
 	s := &session{o: o, log: log, parent: parent, started: time.Now()}
+	if manager := findServiceManager(); parent == nil {
+		s.manage = manager
+	}
 
 	keepFromChildren()
 	signals := make(chan os.Signal, 4)
@@ -60,18 +64,19 @@ func runSession(o *mountOptions, parent *parentPipe) (err error) {
 	}
 
 	if err := s.mount(); err != nil {
+		s.tell("STATUS=" + oneLine(err))
 		return err
 	}
-	beacon := s.announce()
+	recant := s.announce()
 	s.logStart()
+	s.tell("READY=1", fmt.Sprintf("STATUS=mounted on %s with %s of memory", s.place, &s.o.memory))
 	if err := parent.ready(logFile); err != nil {
 		log.Warnf("nobody waits for the mount any more (%v): unmounting", err)
 		signals <- unix.SIGTERM
 	}
 	s.wait(signals)
-	if beacon != nil {
-		beacon.Close() // the device number may be another mount's from now on
-	}
+	s.tell("STOPPING=1", "STATUS=unmounted")
+	recant() // the device number may be another mount's from now on
 	err = s.end()
 	log.Infof("%s: unmounted", s.place)
 	return err
@@ -82,6 +87,13 @@ func (s *session) warn(format string, args ...any) {
 	err := fmt.Errorf(format, args...)
 	s.log.Warn(err)
 	s.parent.warn(err)
+}
+
+// tell lets the service manager know.
+func (s *session) tell(assignments ...string) {
+	if err := s.manage.tell(assignments...); err != nil {
+		s.log.Warn(err)
+	}
 }
 
 // mount builds the memory manager and the mount on it. After an error nothing is left.
@@ -134,6 +146,9 @@ func (s *session) mount() error {
 	return nil
 }
 
+// errNotPermitted says what a mount takes.
+var errNotPermitted = errors.New("not permitted to mount: be root, or install fusermount3 (package fuse3)")
+
 // mountRight says how the mount can be made: by ourselves (direct), or through fusermount3.
 func mountRight() (direct bool, err error) {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
@@ -145,7 +160,7 @@ func mountRight() (direct bool, err error) {
 		return true, nil
 	}
 	if _, err := fusermount(); err != nil {
-		return false, errors.New("not permitted to mount: be root, or install fusermount3 (package fuse3)")
+		return false, errNotPermitted
 	}
 	return false, nil
 }
@@ -162,22 +177,18 @@ func hasCapability(c uint) bool {
 
 // config is the memory manager's configuration. It makes the page file.
 func (s *session) config() (mm.Config, error) {
-	c := mm.Config{
-		Memory:       uint64(s.o.memory),
-		MaxMemory:    ramBytes(),
-		HostShare:    float64(s.o.hostShare),
-		Inodes:       s.o.inodes,
-		Listener:     s.listener(),
-		DirtyBounded: s.direct && canBoundDirty(),
-	}
+	c := s.o.config(s.o.memory, 0)
+	c.Listener = s.listener()
+	c.DirtyBounded = s.direct && canBoundDirty()
 	// What is wrong with the memory alone is said before any file is made.
 	if _, err := mm.Plan(c); err != nil {
 		return c, err
 	}
-	if s.o.pageFile.none {
-		return c, nil
+	slots, err := s.o.pageFileFor()
+	if err != nil || s.o.pageFile.none {
+		return c, err
 	}
-	file, err := openPageFile(s.o.pageFile, uint64(s.o.memory))
+	file, err := openPageFile(s.o.pageFile, uint64(s.o.memory), slots*mm.PageSize)
 	if err != nil {
 		return c, err
 	}
@@ -261,8 +272,10 @@ func (s *session) fsOptions(b mm.Budget) fs.Options {
 		ProcName:    s.o.procName.name,
 		ProcVisible: s.o.procName.visible,
 		Mode:        uint32(s.o.mode),
-		UID:         s.o.uid,
-		GID:         s.o.gid,
+		UID:         uint32(s.o.uid),
+		GID:         uint32(s.o.gid),
+		Source:      s.o.source,
+		Flags:       s.o.vfs.bits,
 		AllowOther:  s.o.allowOther,
 		DirectMount: s.direct,
 		MaxRequest:  s.maxRequest(),
@@ -342,22 +355,24 @@ func (s *session) mountError(err error, said string) error {
 		}
 		return fmt.Errorf("%s: cannot mount: fusermount3: %s", s.o.mountpoint, oneLine(errors.New(said)))
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%s: not permitted to mount: be root, or install fusermount3 (package fuse3)", s.o.mountpoint)
+		return fmt.Errorf("%s: %w", s.o.mountpoint, errNotPermitted)
 	}
 	return fmt.Errorf("%s: cannot mount: %w", s.o.mountpoint, err)
 }
 
-// announce does what takes the live mount: the beacon and the launderer. The mount works without either.
-func (s *session) announce() *beacon {
+// announce does what takes the live mount: the beacon, the launderer, and the eye on remounts. The mount works without
+// any of them. The function that it returns puts beacon and eye out.
+func (s *session) announce() (recant func()) {
+	recant = func() {}
 	table, err := mountTable()
 	if err != nil {
 		s.log.Warnf("mount table: %v", err)
-		return nil
+		return recant
 	}
 	m, found := topMount(table, s.place)
 	if !found || m.fsType != fsType {
 		s.log.Warnf("%s: the mount is not in the mount table", s.place)
-		return nil
+		return recant
 	}
 	if l, err := startLaunderer(s.place, m.device, s.log.Warnf); err != nil {
 		s.log.Infof("no launderer, plain invalidation serves: %v", err)
@@ -365,11 +380,20 @@ func (s *session) announce() *beacon {
 		s.launders = true
 		s.server.SetLaunderer(l)
 	}
+	unfollow, err := followRemounts(m, s.server.SetFlags)
+	if err != nil {
+		s.log.Infof("access times will not follow a remount: %v", err)
+		unfollow = func() {}
+	}
 	b, err := light(m.device, beaconLine{PID: os.Getpid(), Proc: s.o.procName.name, Version: version()})
 	if err != nil {
 		s.log.Infof("no beacon, umount will not wait for this process: %v", err)
+		return unfollow
 	}
-	return b
+	return func() {
+		b.Close()
+		unfollow()
+	}
 }
 
 // logStart writes the memory arithmetic.
@@ -421,6 +445,7 @@ func (s *session) wait(signals <-chan os.Signal) {
 			last = time.Now()
 			signalled++
 			s.log.Infof("%v: unmounting %s", sig, s.place)
+			s.tell("STOPPING=1", "STATUS=unmounting "+s.place)
 			if signalled <= 2 {
 				attempt(signalled == 2)
 			}
@@ -431,8 +456,9 @@ func (s *session) wait(signals <-chan os.Signal) {
 			}
 			if !said {
 				said = true
-				s.log.Warnf("%s: cannot unmount: %v%s; trying on; a second signal detaches the mount at once",
-					s.place, err, users(s.place))
+				who := users(s.place)
+				s.log.Warnf("%s: cannot unmount: %v%s; trying on; a second signal detaches the mount at once", s.place, err, who)
+				s.tell(fmt.Sprintf("STATUS=cannot unmount %s%s", s.place, who))
 			}
 			again = time.After(busyInterval)
 		case <-again:
