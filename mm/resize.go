@@ -36,7 +36,7 @@ func refuse(status Status, format string, args ...any) error {
 func (s *System) SetSize(bytes uint64) error {
 	held, ok := s.commit.setSize(pagesOf(bytes))
 	if !ok {
-		return refuse(StatusInvalidParameter, "size %s is too small: files hold %s; from there on any size would do",
+		return refuse(StatusInvalidParameter, "size %s is too small: files hold %s; that or more would do",
 			exactly(bytes), exactly(held*PageSize))
 	}
 	s.pfn.Lock()
