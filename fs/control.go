@@ -167,7 +167,7 @@ type machine struct {
 // SetMemory also changes how many inodes there may be, if that went by the memory, and how much dirty data.
 func (m machine) SetMemory(bytes uint64) (mm.Resized, error) {
 	r, err := m.System.SetMemory(bytes)
-	m.fs.resized(r.Budget)
+	m.fs.resized()
 	return r, err
 }
 

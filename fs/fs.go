@@ -224,6 +224,8 @@ type fileSystem struct {
 	most    atomic.Uint64 // nodes that may exist
 	planned bool          // most goes by the memory
 
+	resizing sync.Mutex // a leaf lock; held while the device is told its bound, which no request waits for
+
 	launderer  atomic.Pointer[Launderer]
 	gate       ctl.Gate // for commands and control files that wait for a write-back
 	seeks      ctl.Gate // for LSEEKs that do
@@ -370,9 +372,13 @@ func (f *fileSystem) rootNode() *node { return f.root }
 // inodeCounts is how many nodes there are, and how many there may be.
 func (f *fileSystem) inodeCounts() (used, most uint64) { return f.inodes.Load(), f.most.Load() }
 
-// resized follows a change of the memory.
-func (f *fileSystem) resized(b mm.Budget) {
-	if f.planned {
+// resized follows a change of the memory. Whoever comes last brings the newest figures.
+func (f *fileSystem) resized() {
+	planned := f.planned
+	f.resizing.Lock()
+	defer f.resizing.Unlock()
+	b := f.sys.Budget()
+	if planned {
 		f.most.Store(b.Inodes)
 	}
 	f.boundDirty(b.HostDirty)

@@ -292,6 +292,49 @@ func TestForgotten(t *testing.T) {
 	}
 }
 
+// TestResize: what goes by the memory follows it, but for what was asked for; statfs goes by the smaller of size and
+// commit limit.
+func TestResize(t *testing.T) {
+	for _, asked := range []uint64{0, 1000} {
+		sys, err := mm.New(mm.Config{Memory: 32 << 20, MaxMemory: 64 << 20, Inodes: asked})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := newKernel(t, func(o *Options) { _ = o.System.Close(); o.System = sys })
+		k.sys = sys
+		statfs := func() (out fuse.StatfsOut) {
+			in := header(root)
+			k.must(k.StatFs(nil, &in, &out), "statfs")
+			return out
+		}
+		if _, err := k.control.mount.SetMemory(64 << 20); err != nil {
+			t.Fatal(err)
+		}
+		want := asked
+		if asked == 0 {
+			want = 64 << 20 / mm.PageSize
+		}
+		if out, b := statfs(), sys.Budget(); out.Files != want || out.Blocks != b.CommitLimit || b.Memory != 64<<20 {
+			t.Errorf("at 64M: %+v of %+v", out, b)
+		}
+		if err := k.control.mount.SetSize(100*mm.PageSize - 1); err != nil {
+			t.Fatal(err)
+		}
+		if out := statfs(); out.Blocks != 100 || out.Bfree != 100 || out.Bavail != 100 {
+			t.Errorf("with a size of 100 pages: %+v", out)
+		}
+		if err := k.control.mount.SetSize(1 << 40); err != nil {
+			t.Fatal(err)
+		}
+		if out := statfs(); out.Blocks != sys.Budget().CommitLimit || out.Bfree >= out.Blocks {
+			t.Errorf("with a size beyond what can be promised: %+v", out)
+		}
+		if _, err := k.control.mount.SetMemory(8 << 20); err == nil || sys.Budget().Memory != 64<<20 {
+			t.Errorf("memory 8M: %v", err)
+		}
+	}
+}
+
 // TestInodes: nr_inodes bounds the nodes, and what a failed creation took is given back.
 func TestInodes(t *testing.T) {
 	k := newKernel(t, func(o *Options) { o.Inodes = 3 })

@@ -52,7 +52,8 @@ func TestSoak(t *testing.T) {
 	})
 	repeat(func(round int) error {
 		r := rand.New(rand.NewPCG(seed, uint64(round)))
-		commands := []string{"trim", "flush", "empty standby", "empty modified", "empty workingsets", "empty all", "zero"}
+		commands := []string{"trim", "flush", "empty standby", "empty modified", "empty workingsets", "empty all", "zero",
+			"memory 24M", "memory 40M", "memory 64M"}
 		_ = m.tryCtl(commands[r.IntN(len(commands))]) // EBUSY is an answer too
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 		return nil

@@ -24,6 +24,7 @@
 //	zero-page thread                     zeroer
 //	balance set manager                  balancer
 //	nonpaged pool                        record frames (records.go)
+//	hot add and removal of memory        SetMemory (resize.go)
 //
 // # Locks, in order
 //
@@ -34,6 +35,9 @@
 //	        pageFile.mu       slot bitmap
 //	          offheap.Slab    free lists
 //	System.segMu (table of segments) and refusals.mu are leaf locks: nothing is taken inside them.
+//
+// recordBook.syncing, held while the memory of record frames goes back to the host, comes before the PFN lock. Whoever
+// changes the memory holds a token (System.resizing), which nobody waits for.
 //
 // No lock is held across store I/O, Host calls or Listener calls. A page under I/O is marked in its PTE (inIO) or by its
 // frame's reference; whoever needs it waits on the I/O record with no lock held.

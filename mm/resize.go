@@ -36,7 +36,7 @@ func refuse(status Status, format string, args ...any) error {
 func (s *System) SetSize(bytes uint64) error {
 	held, ok := s.commit.setSize(pagesOf(bytes))
 	if !ok {
-		return refuse(StatusInvalidParameter, "size %s is too small: files hold %s; from there on any size would do",
+		return refuse(StatusInvalidParameter, "size %s is too small: files hold %s; that or more would do",
 			exactly(bytes), exactly(held*PageSize))
 	}
 	s.pfn.Lock()
@@ -133,8 +133,10 @@ func (s *System) plan(c Config) (Budget, error) {
 	now := c
 	now.Memory = s.Budget().Memory
 	least := memoryFor(now, func(b Budget) bool { return b.CommitLimit >= charged })
-	if err != nil {
+	if err != nil && least.Memory > MinMemory {
 		return b, refuse(StatusInvalidParameter, "%v; now %s would do", err, exactly(least.Memory))
+	} else if err != nil {
+		return b, refuse(StatusInvalidParameter, "%v", err)
 	}
 	return b, refuse(StatusInvalidParameter, "memory %s is too small: %s is promised, and %s could be; %s would do",
 		exactly(c.Memory), size(charged*PageSize), size(b.CommitLimit*PageSize), exactly(least.Memory))

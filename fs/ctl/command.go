@@ -130,8 +130,11 @@ func zeroFree(m *Mount, _ Args) ([]Tally, error) {
 
 func setMemory(m *Mount, a Args) ([]Tally, error) {
 	r, err := m.SetMemory(a.Size.of(m.Snapshot().MaxMemory))
-	return []Tally{{"memory", r.Budget.Memory}, {"added", r.Added}, {"retired", r.Retired}, {"trimmed", r.Trimmed},
-		{"written", r.Written}}, err
+	moved := []Tally{{"added", r.Added}, {"retired", r.Retired}, {"trimmed", r.Trimmed}, {"written", r.Written}}
+	if err != nil {
+		return moved, err
+	}
+	return append([]Tally{{"memory", r.Budget.Memory}}, moved...), nil
 }
 
 func setSize(m *Mount, a Args) ([]Tally, error) {

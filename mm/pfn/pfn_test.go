@@ -245,3 +245,120 @@ func TestSteal(t *testing.T) {
 	d.mustCheck(t)
 	d.Unlock()
 }
+
+// TestShrink takes the upper half of a database away with a page of each kind in it, pinned ones included, and proves
+// that the pages are in the lower half with all that is known of them, that the last pin lets the rest go, and that what
+// is taken back in is zeros.
+// +checklocksignore
+func TestShrink(t *testing.T) {
+	const low, high = 8, 16
+	at := map[uint64]Frame{} // by owner
+	var d *Database
+	d, err := New(high, 2*high, Owner{
+		Restore: func(owner, original uint64) { delete(at, owner) },
+		Moved:   func(owner uint64, to Frame) { at[owner] = to },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	d.Lock()
+	defer d.Unlock()
+	for owner := uint64(1); owner <= low; owner++ { // the lower frames, all to be freed again but the last
+		at[owner], _ = d.Alloc(owner, 0, false, 0)
+	}
+	make := func(owner, original uint64, state State) {
+		f, _ := d.Alloc(owner, original, false, 0)
+		at[owner] = f
+		d.Bytes(f)[0] = byte(owner)
+		d.MakeValid(f)
+		if original == 0 {
+			d.SetDirty(f)
+		}
+		d.Unpin(f)
+		if state != Active {
+			d.Trim(f)
+		}
+		if got := d.Info(f); got.State != state || f <= low {
+			t.Fatalf("page %d is %v in frame %d, want %v above %d", owner, got.State, f, state, low)
+		}
+	}
+	make(101, 0, Active)
+	make(102, 202, Active)
+	make(103, 0, Modified)
+	make(104, 204, Standby)
+	make(105, 0, Modified)
+	make(106, 206, Active)
+	d.Pin(at[106])
+	record := d.TakeRecord()
+	for owner := uint64(1); owner < low; owner++ {
+		d.Release(at[owner])
+		d.Unpin(at[owner])
+	}
+	last := d.NextFree() // under the zero-page thread
+	d.mustCheck(t)
+
+	d.SetLimit(low)
+	var w Shrinking
+	shrink := func() {
+		for ended := false; !ended; {
+			var short bool
+			if ended, short = d.Shrink(&w, 3, 0); short {
+				t.Fatal("no frame was to be had, though seven were free")
+			}
+			for _, f := range w.Moved {
+				record = f
+			}
+			d.mustCheck(t)
+		}
+	}
+	shrink()
+	for owner, want := range map[uint64]State{101: Active, 102: Active, 103: Modified, 104: Standby, 105: Modified} {
+		f := at[owner]
+		i := d.Info(f)
+		if f > low || i.State != want || i.Owner != owner || d.Bytes(f)[0] != byte(owner) || i.Refs != 0 ||
+			i.Original != 0 != (owner == 102 || owner == 104) || i.Dirty == (i.Original != 0) {
+			t.Errorf("page %d is in frame %d: %+v, want %v", owner, f, i, want)
+		}
+	}
+	if d.NextModified(0) != at[103] || d.NextModified(0) != at[105] {
+		t.Error("the modified pages have changed places")
+	}
+	if i := d.Info(record); record > low || !i.Record {
+		t.Errorf("the record frame is %d: %+v", record, i)
+	}
+	pinned := at[106]
+	if i := d.Info(pinned); pinned <= low || i.State != Active || i.Refs != 1 {
+		t.Errorf("a pinned page was moved: frame %d, %+v", pinned, i)
+	}
+	if _, got := d.Lower(high); got != high-int(pinned) || d.Frames() != low+1 {
+		t.Errorf("%d frames were let go with frame %d pinned, %d are in use", got, pinned, d.Frames())
+	}
+	d.ZeroDone(last)
+	d.Unpin(pinned)
+	d.EndWrite(at[103], 203)
+	d.EndWrite(at[105], 205)
+	d.mustCheck(t)
+	shrink()
+	first, got := d.Lower(high)
+	if first != low+1 || d.Top() != low || d.Frames() != low || at[106] > low && d.Info(at[106]).State != Active {
+		t.Errorf("%d frames from %d were let go, %d are in use", got, first, d.Frames())
+	}
+	d.Drop(first, high-low)
+	d.mustCheck(t)
+
+	d.SetLimit(2 * high)
+	for f, n := d.NextRetired(1, 5); n > 0; f, n = d.NextRetired(f, 5) {
+		if f <= low {
+			t.Fatalf("frame %d, in use, is to be taken in", f)
+		}
+		d.Enlist(f, n)
+	}
+	d.mustCheck(t)
+	for n := d.Frames(); n > low; n-- {
+		f, zeroed := d.Alloc(n, 0, true, 0)
+		if !zeroed || d.Bytes(f)[0] != 0 {
+			t.Fatalf("frame %d, taken back in: zeroed %v, first byte %d", f, zeroed, d.Bytes(f)[0])
+		}
+	}
+}
