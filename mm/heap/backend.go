@@ -266,19 +266,14 @@ func (h *object) checkBounds(s *segment, b uint64, e entry) {
 // release frees the busy block at b in s.
 func (h *object) release(s *segment, b uint64, e entry) {
 	start, n, prev := h.gather(s, b, e.size, e.prev)
-	if s.index != 0 && start == s.first {
-		at := start + n*h.l.unit
-		if c := h.header(at); c.is(flagUCR) {
-			if u := h.ucrAt(at, c); u.addr+u.size == s.end() {
-				h.drop(s, at)
-				return
-			}
-		}
+	given := false
+	if n*h.l.unit >= decommitThreshold {
+		_, given = h.decommit(s, start, n, prev, decommitKeep)
 	}
-	if n*h.l.unit >= decommitThreshold && h.decommit(s, start, n, prev, decommitKeep) {
-		return
+	if !given {
+		h.insertRun(s, start, n, prev)
 	}
-	h.insertRun(s, start, n, prev)
+	h.dropEmpty(s)
 }
 
 // resize makes the busy block b have units where it stands, and reports whether it could.

@@ -107,9 +107,37 @@ func (h *object) lastIndex() uint32 {
 	return s.index
 }
 
-// drop releases a segment whose blocks are all free, which then is one free run with a UCR behind it.
-func (h *object) drop(s *segment, u uint64) {
-	h.unlink(u + h.l.unit)
+// dropEmpty releases a segment of which nothing is in use any more. To look takes no time: free blocks coalesce, so a
+// busy one is never far.
+func (h *object) dropEmpty(s *segment) {
+	if s.index == 0 {
+		return
+	}
+	var free, ucrs []uint64
+	for b := s.first; b < s.end(); {
+		e := h.header(b)
+		switch {
+		case e.is(flagUCR):
+			u := h.ucrAt(b, e)
+			if u.addr > s.end() || u.size > s.end()-u.addr {
+				h.fail(b, "the end of a committed run")
+			}
+			ucrs = append(ucrs, b)
+			b = u.addr + u.size
+		case e.is(flagBusy):
+			return
+		default:
+			h.checkFree(s, b, e)
+			free = append(free, b)
+			b += e.size * h.l.unit
+		}
+	}
+	for _, b := range free {
+		h.removeFree(b, h.header(b).size)
+	}
+	for _, u := range ucrs {
+		h.unlink(u + h.l.unit)
+	}
 	h.unlink(s.base + h.l.segLink)
 	h.p.segments--
 	h.p.reserved -= s.size
@@ -132,9 +160,13 @@ func (h *object) setUCR(s *segment, at, prev, size uint64) {
 	l := h.l
 	h.setHeader(at, entry{size: l.ucrSize / l.unit, flags: flagBusy | flagUCR, prev: prev, seg: s.offset(at)})
 	h.setPointer(at+l.unit+2*l.ptr, at+l.ucrSize)
-	h.setPointer(at+l.unit+3*l.ptr, size)
-	h.put(at+l.unit+4*l.ptr, sealOf(h.p.key, at, size), 8)
+	h.sizeUCR(at, size)
 	h.link(h.base+l.ucrHead, at+l.unit)
+}
+
+func (h *object) sizeUCR(at, size uint64) {
+	h.setPointer(at+h.l.unit+3*h.l.ptr, size)
+	h.put(at+h.l.unit+4*h.l.ptr, sealOf(h.p.key, at, size), 8)
 }
 
 // ucrAt reads the block at b, whose header is e.
@@ -181,25 +213,27 @@ func (h *object) addUncommitted(s *segment, bytes int64) {
 }
 
 // decommit gives back the whole pages of a free run at b that is in no list, all but the first keep bytes, and puts what
-// is left into the lists. It reports false, having done nothing, if there are none or the space refuses.
-func (h *object) decommit(s *segment, b, units, prev, keep uint64) bool {
+// is left into the lists. Nothing is kept behind a range that is uncommitted already: that one grows. It returns
+// where the first block of what is left is, or where the uncommitted range ends; and false, having done nothing, if there
+// are no such pages or the space refuses.
+func (h *object) decommit(s *segment, b, units, prev, keep uint64) (rest uint64, ok bool) {
 	l := h.l
 	end := b + units*l.unit
-	from := alignUp(b+keep+l.ucrSize, l.page)
-	if from-l.ucrSize-b == l.unit {
-		from += l.page
+	hole, behind := h.holeBefore(s, b, prev), ucr{}
+	from, to := b, alignDown(end, l.page)
+	if hole.at == 0 {
+		if from = alignUp(b+keep+l.ucrSize, l.page); from-l.ucrSize-b == l.unit {
+			from += l.page
+		}
 	}
-	e := h.header(end)
-	var behind ucr
-	to := alignDown(end, l.page)
-	if e.is(flagUCR) {
+	if e := h.header(end); e.is(flagUCR) {
 		behind = h.ucrAt(end, e)
 		to = behind.addr
 	} else if end-to == l.unit {
 		to -= l.page
 	}
 	if to <= from || to-from > s.size {
-		return false
+		return 0, false
 	}
 	if behind.at != 0 {
 		h.unlink(behind.at + l.unit) // its block goes with the pages
@@ -208,23 +242,44 @@ func (h *object) decommit(s *segment, b, units, prev, keep uint64) bool {
 		if behind.at != 0 {
 			h.link(h.base+l.ucrHead, behind.at+l.unit)
 		}
-		return false
+		return 0, false
 	}
-	size := to - from + behind.size
 	h.addUncommitted(s, int64(to-from))
-	u := from - l.ucrSize
-	h.setUCR(s, u, prev, size)
-	if u > b {
-		h.insertRun(s, b, (u-b)/l.unit, prev)
-	}
-	if behind.at == 0 {
-		if to < end {
-			h.insertRun(s, to, (end-to)/l.unit, 0)
-		} else {
-			h.setPrev(end, 0)
+	size := to - from + behind.size
+	rest = b
+	if hole.at != 0 {
+		h.sizeUCR(hole.at, hole.size+size)
+		rest = from + size
+	} else {
+		u := from - l.ucrSize
+		h.setUCR(s, u, prev, size)
+		if u > b {
+			h.insertRun(s, b, (u-b)/l.unit, prev)
 		}
 	}
-	return true
+	switch {
+	case behind.at != 0:
+	case to < end:
+		h.insertRun(s, to, (end-to)/l.unit, 0)
+	default:
+		h.setPrev(end, 0)
+	}
+	return rest, true
+}
+
+// holeBefore is the end of the committed run before the uncommitted range that ends at b; at is 0 if none does.
+func (h *object) holeBefore(s *segment, b, prev uint64) ucr {
+	if prev != 0 || b == s.first {
+		return ucr{}
+	}
+	head := h.base + h.l.ucrHead
+	for node := h.after(head); node != head; node = h.after(node) {
+		if u := h.ucrAt(node-h.l.unit, h.header(node-h.l.unit)); u.addr+u.size == b {
+			return u
+		}
+	}
+	h.fail(b, "the size of the block before")
+	return ucr{}
 }
 
 // setPrev tells the block at b how long the one before it is.

@@ -29,7 +29,8 @@ type Space interface {
 	Release(base uint64) error
 
 	// Read and Write move bytes as the process itself would. Memory that is not there or not accessible is an error that
-	// wraps ErrAccess; any other error, say of a store, reaches the caller of the heap as it is.
+	// wraps ErrAccess; any other error, say of a store, reaches the caller of the heap as it is. It may leave the heap
+	// damaged, for a call is then half done.
 	Read(addr uint64, b []byte) error
 	Write(addr uint64, b []byte) error
 }

@@ -194,3 +194,13 @@ func seeded(seed uint64) func() uint64 {
 		return r.Uint64()
 	}
 }
+
+// protection is that of the reservation addr is in.
+func (f *fakeSpace) protection(addr uint64) uint32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.find(addr, 1); r != nil {
+		return r.protect
+	}
+	return 0
+}

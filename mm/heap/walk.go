@@ -273,13 +273,11 @@ func (h *object) emptySubsegments() (empty []*subsegment) {
 
 func (h *object) compactSegment(s *segment) {
 	l := h.l
-	for b := s.first; ; {
+	for b := s.first; b < s.end(); {
 		e := h.header(b)
 		if e.is(flagUCR) {
 			u := h.ucrAt(b, e)
-			if b = u.addr + u.size; b >= s.end() {
-				return
-			}
+			b = u.addr + u.size
 			continue
 		}
 		h.checkBlock(s, b, e)
@@ -288,11 +286,10 @@ func (h *object) compactSegment(s *segment) {
 			h.checkFree(s, b, e)
 			h.removeFree(b, e.size)
 			start, n, prev := h.gather(s, b, e.size, e.prev)
-			next = start + n*l.unit
-			if h.decommit(s, start, n, prev, 0) {
-				next = start // what is left is less than before
-			} else {
+			rest, ok := h.decommit(s, start, n, prev, 0)
+			if next = rest; !ok {
 				h.insertRun(s, start, n, prev)
+				next = start + n*l.unit
 			}
 		}
 		b = next
