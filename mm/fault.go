@@ -146,7 +146,7 @@ func (r *reading) do(host bool) error {
 		if err != nil {
 			return err
 		}
-		if err := r.fetch(); err != nil {
+		if err := r.fetch(host); err != nil {
 			return err
 		}
 		if wait == nil {
@@ -331,7 +331,10 @@ func (s *System) alloc(o owner, original location, zero bool) (pfn.Frame, bool) 
 
 // fetch does the reads that pass gathered and makes their pages valid. If a page cannot be read, the others are still
 // completed; the read as a whole then fails.
-func (r *reading) fetch() error {
+//
+// A trim may have gone by meanwhile: the invalidation waits for a READ into the host's cache, but not for one that goes
+// past it (O_DIRECT). So the pages enter the working set, as host says, when they become valid.
+func (r *reading) fetch(host bool) error {
 	if len(r.runs) == 0 {
 		return nil
 	}
@@ -368,11 +371,15 @@ func (r *reading) fetch() error {
 				bounced++
 				r.unmark(p, 0)
 			} else {
-				l := s.rec.leaves.At(g.leafAt(p >> viewShift))
-				s.rec.set(l, uint(p%ViewPages), validPTE(f))
+				id, i := g.leafAt(p>>viewShift), uint(p%ViewPages)
+				l := s.rec.leaves.At(id)
+				s.rec.set(l, i, validPTE(f))
 				s.pfn.MakeValid(f)
 				if s.isCompressed(n.at) { // it would be in memory twice
 					s.freeLocation(location(s.pfn.SetDirty(f)))
+				}
+				if host {
+					s.mapHost(id, l, pageMask(i, i))
 				}
 				r.set.frames[p-r.first] = f // its reference is now the reply's pin
 			}
