@@ -19,6 +19,7 @@
 //	host.go     the mm.Host that a regular file is
 //	xattr.go    extended attributes
 //	acl.go      POSIX ACLs: valid, inherited, in step with the mode
+//	caller.go   what a caller may do beyond what the host kernel checks: setuid and setgid
 //	bdi.go      the mount's backing device: read-ahead, bound on dirty data
 //	errno.go    mm.Status to errno
 //	control.go  the control tree, .proc
