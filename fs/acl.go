@@ -14,6 +14,9 @@ const (
 	aclVersion = 2
 )
 
+// isACL reports whether an extended attribute is an ACL.
+func isACL(name string) bool { return name == aclAccess || name == aclDefault }
+
 // aclTag says whom an entry is about.
 type aclTag uint16
 

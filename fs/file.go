@@ -29,7 +29,7 @@ func (f *fileSystem) regular(id uint64) (*node, fuse.Status) {
 // open makes a handle. The host kernel keeps what it has cached of the file: nothing changes behind its back.
 func (n *node) open(in *fuse.OpenIn, out *fuse.OpenOut) {
 	h := newHandle(n, in.Flags)
-	if first := n.opened(h, in.Mode); first {
+	if first := n.opened(h, in.Caller, in.Mode); first {
 		n.forgetAttributes()
 	}
 	out.Fh = n.fs.handles.add(h)
@@ -39,7 +39,7 @@ func (n *node) open(in *fuse.OpenIn, out *fuse.OpenOut) {
 // created is open for a file that the same request made.
 func (n *node) created(in *fuse.CreateIn, out *fuse.CreateOut) {
 	h := newHandle(n, in.Flags)
-	n.opened(h, in.OpenFlags)
+	n.opened(h, in.Caller, in.OpenFlags)
 	out.Fh = n.fs.handles.add(h)
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	n.mu.Lock()
@@ -52,14 +52,16 @@ func newHandle(n *node, flags uint32) *handle {
 }
 
 // opened counts a handle, and reports whether it is the first one that can write.
-func (n *node) opened(h *handle, openFlags uint32) (firstWriter bool) {
+func (n *node) opened(h *handle, caller fuse.Caller, openFlags uint32) (firstWriter bool) {
+	var kill setIDKill
+	if openFlags&fuse.OPEN_KILL_SUIDGID != 0 {
+		kill = n.setIDKill(caller)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h.seen = n.failures
 	n.refs.handles++
-	if openFlags&fuse.OPEN_KILL_SUIDGID != 0 {
-		n.killSetIDLocked()
-	}
+	n.killSetIDLocked(kill)
 	if !h.writable() {
 		return false
 	}
@@ -142,14 +144,14 @@ func (n *node) write(in *fuse.WriteIn, pieces [][]byte) (uint32, fuse.Status) {
 	if err != nil && off == start {
 		return 0, errno(err)
 	}
-	n.written(in.WriteFlags)
+	n.written(in.Caller, in.WriteFlags)
 	return uint32(off - start), fuse.OK
 }
 
 // store writes the pieces from off on. It returns how far it came.
 func (n *node) store(off int64, pieces [][]byte) (int64, error) {
 	for _, p := range pieces {
-		if err := n.section.Write(off, p); err != nil {
+		if err := n.fs.withSpace(func() error { return n.section.Write(off, p) }); err != nil {
 			return off, err
 		}
 		off += int64(len(p))
@@ -172,15 +174,17 @@ func (n *node) refused(writeFlags uint32, off, length int64, st fuse.Status) fus
 
 // written does to the attributes what a write does. Of what it wrote into its cache, the host kernel tells the times
 // itself.
-func (n *node) written(writeFlags uint32) {
-	if writeFlags&fuse.WRITE_CACHE != 0 && writeFlags&fuse.WRITE_KILL_SUIDGID == 0 {
+func (n *node) written(caller fuse.Caller, writeFlags uint32) {
+	var kill setIDKill
+	switch {
+	case writeFlags&fuse.WRITE_KILL_SUIDGID != 0:
+		kill = n.setIDKill(caller)
+	case writeFlags&fuse.WRITE_CACHE != 0:
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if writeFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		n.killSetIDLocked()
-	}
+	n.killSetIDLocked(kill)
 	if writeFlags&fuse.WRITE_CACHE == 0 {
 		n.removeXattrLocked(xattrCapability)
 		n.meta.mtime = timeNow()
@@ -244,10 +248,17 @@ func (n *node) fallocate(in *fuse.FallocateIn) fuse.Status {
 	case off > math.MaxInt64-length:
 		return efbig
 	}
-	if st := errno(fallocate(n.section, in.Mode, off, length)); !st.Ok() {
-		return st
+	err := n.fs.withSpace(func() error { return fallocate(n.section, in.Mode, off, length) })
+	if err != nil {
+		return errno(err)
 	}
-	n.changed()
+	kill := n.setIDKillUnlessCapable(in.Caller) // which the host kernel leaves to us without asking for it
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.killSetIDLocked(kill)
+	n.removeXattrLocked(xattrCapability)
+	n.meta.mtime = timeNow()
+	n.meta.ctime = n.meta.mtime
 	return fuse.OK
 }
 

@@ -16,9 +16,11 @@
 //	dir.go      one directory: names in order, with cookies that stay
 //	readdir.go  READDIR and READDIRPLUS
 //	file.go     open, read, write, fallocate, lseek, flush, release
+//	deletion.go sections that are given back beside the requests
 //	host.go     the mm.Host that a regular file is
 //	xattr.go    extended attributes
 //	acl.go      POSIX ACLs: valid, inherited, in step with the mode
+//	caller.go   what a caller may do beyond what the host kernel checks: setuid and setgid
 //	bdi.go      the mount's backing device: read-ahead, bound on dirty data
 //	errno.go    mm.Status to errno
 //	control.go  the control tree, .proc
@@ -229,7 +231,7 @@ type fileSystem struct {
 	launderer  atomic.Pointer[Launderer]
 	gate       ctl.Gate // for commands and control files that wait for a write-back
 	seeks      ctl.Gate // for LSEEKs that do
-	deletions  sync.WaitGroup
+	deletions  deletions
 	dirtyLimit atomic.Uint64
 	device     atomic.Pointer[bdi] // of the mount; nil if it is not known
 	mountFlags atomic.Uint64       // MS_… bits; a remount changes them
@@ -392,7 +394,7 @@ func (f *fileSystem) shutdown() {
 		}
 	}
 	f.nodes.each(func(n *node) { n.abandon() })
-	f.deletions.Wait()
+	f.deletions.wait()
 }
 
 func (f *fileSystem) statFs(out *fuse.StatfsOut) {

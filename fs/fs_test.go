@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -271,7 +272,7 @@ func TestLargeDeletion(t *testing.T) {
 	k.release(id, fh)
 	k.must(k.unlink(root, "f"), "unlink")
 	k.Forget(id, 1)
-	k.deletions.Wait()
+	k.deletions.wait()
 	if n := k.sys.Snapshot().Sections; n != 0 {
 		t.Errorf("%d sections are left", n)
 	}
@@ -531,6 +532,98 @@ func TestSetID(t *testing.T) {
 		if _, st := k.GetXAttr(nil, &in, xattrCapability, nil); (st == fuse.ERANGE) != c.keepsCap {
 			t.Errorf("%s: capability %v, want it kept: %v", c.what, st, c.keepsCap)
 		}
+	}
+}
+
+// TestSetgidWithoutExecution: setgid of a file that its group cannot execute goes unless the caller is of that group or has
+// CAP_FSETID, which /proc tells of a caller that is there.
+func TestSetgidWithoutExecution(t *testing.T) {
+	k := newKernel(t)
+	id, fh := k.mustCreate(root, "f")
+	k.must(k.setattr(id, fuse.FATTR_GID, func(in *fuse.SetAttrIn) { in.Gid = 77 }), "chown")
+	self := fuse.Caller{Owner: fuse.Owner{Uid: 1, Gid: 1}, Pid: uint32(os.Getpid())}
+	_, capable := credentials(self)
+	for _, c := range []struct {
+		what   string
+		caller fuse.Caller
+		keeps  bool
+	}{
+		{"of the group", fuse.Caller{Owner: fuse.Owner{Uid: 1, Gid: 77}}, true},
+		{"of another", fuse.Caller{Owner: fuse.Owner{Uid: 1, Gid: 1}}, false},
+		{"root", fuse.Caller{}, true},
+		{"this process", self, capable},
+	} {
+		k.chmod(id, 0o6765)
+		in := fuse.WriteIn{InHeader: header(id), Fh: fh, Size: 1, WriteFlags: fuse.WRITE_KILL_SUIDGID}
+		in.Caller = c.caller
+		_, st := k.Write(nil, &in, []byte("x"))
+		k.must(st, "write")
+		if got := k.attr(id).Mode & permMask; (got == 0o2765) != c.keeps || got&syscall.S_ISUID != 0 {
+			t.Errorf("%s: mode %o, setgid stays is to be %v", c.what, got, c.keeps)
+		}
+		k.chmod(id, 0o6765)
+		alloc := fuse.FallocateIn{InHeader: header(id), Fh: fh, Length: 10}
+		alloc.Caller = c.caller
+		k.must(k.Fallocate(nil, &alloc), "fallocate")
+		want := uint32(0o765)
+		switch {
+		case c.what == "root" || c.what == "this process" && capable:
+			want = 0o6765
+		case c.keeps:
+			want = 0o2765
+		}
+		if got := k.attr(id).Mode & permMask; got != want {
+			t.Errorf("fallocate, %s: mode %o, want %o", c.what, got, want)
+		}
+	}
+}
+
+// TestChownNothing: chown(2) with neither user nor group reaches us as a change of ctime alone.
+func TestChownNothing(t *testing.T) {
+	k := newKernel(t)
+	id, _ := k.mustCreate(root, "f")
+	k.must(k.setattr(id, fuse.FATTR_UID, func(in *fuse.SetAttrIn) { in.Uid = 5 }), "chown")
+	for _, c := range []struct {
+		uid  uint32
+		st   fuse.Status
+		want uint32
+	}{{6, fuse.EPERM, 0o4755}, {5, fuse.OK, 0o755}, {0, fuse.OK, 0o755}} {
+		k.chmod(id, 0o4755)
+		k.want(k.setattr(id, fuse.FATTR_CTIME, func(in *fuse.SetAttrIn) { in.Caller.Uid = c.uid }), c.st, "chown by %d", c.uid)
+		if got := k.attr(id).Mode & permMask; got != c.want {
+			t.Errorf("by %d: mode %o, want %o", c.uid, got, c.want)
+		}
+	}
+}
+
+// TestBirth: statx(2) has all that stat(2) has, and a time of birth that nothing moves.
+func TestBirth(t *testing.T) {
+	k := newKernel(t)
+	id, fh := k.mustCreate(root, "f")
+	statx := func(id uint64) (out fuse.StatxOut) {
+		t.Helper()
+		k.must(k.Statx(nil, &fuse.StatxIn{InHeader: header(id)}, &out), "statx")
+		return out
+	}
+	born := statx(id)
+	if born.Mask != unix.STATX_BASIC_STATS|unix.STATX_BTIME || born.Btime != born.Mtime || born.Btime.Sec == 0 {
+		t.Errorf("a new file: %+v", born)
+	}
+	k.must(k.write(id, fh, 0, []byte("bytes"), 0), "write")
+	k.chmod(id, 0o600)
+	now, attr := statx(id), k.attr(id)
+	if now.Btime != born.Btime {
+		t.Errorf("born at %v, then at %v", born.Btime, now.Btime)
+	}
+	if now.Size != attr.Size || uint32(now.Mode) != attr.Mode || now.Ino != id || now.Ctime.Sec != attr.Ctime || now.Ctime.Nsec != attr.Ctimensec {
+		t.Errorf("statx says %+v, getattr %+v", now.Statx, attr)
+	}
+	k.want(k.Statx(nil, &fuse.StatxIn{InHeader: header(12345)}, new(fuse.StatxOut)), fuse.ENOENT, "statx of nothing")
+	var control fuse.EntryOut
+	in := header(root)
+	k.must(k.Lookup(nil, &in, ".proc", &control), "lookup of the control tree")
+	if c := statx(control.NodeId); uint32(c.Mode) != control.Attr.Mode || c.Mask&unix.STATX_BTIME != 0 {
+		t.Errorf("the control tree: %+v", c)
 	}
 }
 

@@ -61,6 +61,7 @@ type metadata struct {
 	uid, gid            uint32
 	nlink               uint32
 	atime, mtime, ctime timestamp
+	btime               timestamp // of birth; it never changes
 }
 
 // references say why a node is still needed.
@@ -148,7 +149,7 @@ func (f *fileSystem) newNode(s seed) (*node, fuse.Status) {
 		kind:    s.mode & syscall.S_IFMT,
 		rdev:    s.rdev,
 		target:  s.target,
-		meta:    metadata{perm: s.mode & permMask, uid: s.uid, gid: s.gid, atime: now, mtime: now, ctime: now},
+		meta:    metadata{perm: s.mode & permMask, uid: s.uid, gid: s.gid, atime: now, mtime: now, ctime: now, btime: now},
 		xattrs:  xattrs,
 		records: records,
 	}
@@ -223,6 +224,38 @@ func (n *node) attrOutLocked(out *fuse.AttrOut) {
 	out.Attr = n.attrLocked()
 }
 
+// statx is getattr with the time of birth.
+func (n *node) statx(out *fuse.StatxOut) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out.SetTimeout(n.cacheTimeLocked())
+	a := n.attrLocked()
+	out.Statx = statxOf(&a)
+	out.Mask |= unix.STATX_BTIME
+	out.Btime = fuse.SxTime{Sec: uint64(n.meta.btime.sec), Nsec: n.meta.btime.nsec}
+}
+
+// statxOf is attributes as statx(2) has them. The host kernel takes nothing else from it but a time of birth, and answers
+// for such attributes as STATX_ATTR_MOUNT_ROOT by itself.
+func statxOf(a *fuse.Attr) fuse.Statx {
+	return fuse.Statx{
+		Mask:      unix.STATX_BASIC_STATS,
+		Blksize:   a.Blksize,
+		Nlink:     a.Nlink,
+		Uid:       a.Uid,
+		Gid:       a.Gid,
+		Mode:      uint16(a.Mode),
+		Ino:       a.Ino,
+		Size:      a.Size,
+		Blocks:    a.Blocks,
+		Atime:     fuse.SxTime{Sec: a.Atime, Nsec: a.Atimensec},
+		Mtime:     fuse.SxTime{Sec: a.Mtime, Nsec: a.Mtimensec},
+		Ctime:     fuse.SxTime{Sec: a.Ctime, Nsec: a.Ctimensec},
+		RdevMajor: unix.Major(uint64(a.Rdev)),
+		RdevMinor: unix.Minor(uint64(a.Rdev)),
+	}
+}
+
 // lookedUp answers a request that names the node, which counts as one lookup. False if the node is gone.
 func (n *node) lookedUp(out *fuse.EntryOut) bool {
 	n.mu.Lock()
@@ -246,19 +279,34 @@ func (n *node) setattr(in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 			return st
 		}
 	}
+	var kill setIDKill
+	switch {
+	case in.Valid&fuse.FATTR_KILL_SUIDGID != 0:
+		kill = n.setIDKill(in.Caller)
+	case n.chownsNothing(in):
+		if kill = n.setIDKill(in.Caller); !n.mayKill(in.Caller, kill) {
+			return fuse.EPERM
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.killSetIDLocked(kill)
 	n.setattrLocked(in, timeNow())
 	n.attrOutLocked(out)
 	return fuse.OK
 }
 
+// chownsNothing reports whether a request is chown(2) with neither a user nor a group, which still takes setuid and setgid
+// away. It is the only request of the host kernel that changes ctime, which of regular files alone it sends, and nothing
+// else.
+func (n *node) chownsNothing(in *fuse.SetAttrIn) bool {
+	valid := in.Valid &^ (fuse.FATTR_FH | fuse.FATTR_LOCKOWNER)
+	return n.isRegular() && valid == fuse.FATTR_CTIME || !n.isRegular() && !n.isDir() && valid == 0
+}
+
 // +checklocks:n.mu
 func (n *node) setattrLocked(in *fuse.SetAttrIn, now timestamp) {
 	m := &n.meta
-	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-		n.killSetIDLocked()
-	}
 	if n.isRegular() && in.Valid&(fuse.FATTR_SIZE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
 		n.removeXattrLocked(xattrCapability)
 	}
@@ -284,16 +332,6 @@ func (n *node) setattrLocked(in *fuse.SetAttrIn, now timestamp) {
 		m.ctime = makeTimestamp(t)
 	} else {
 		m.ctime = now
-	}
-}
-
-// killSetIDLocked takes setuid away, and setgid where it means something, as when the bytes or the owner of a program
-// change.
-// +checklocks:n.mu
-func (n *node) killSetIDLocked() {
-	n.meta.perm &^= syscall.S_ISUID
-	if n.meta.perm&syscall.S_IXGRP != 0 {
-		n.meta.perm &^= syscall.S_ISGID
 	}
 }
 
@@ -386,7 +424,7 @@ func (n *node) destroy() {
 	case n.section.Blocks() <= smallDeletion:
 		n.section.Delete()
 	default:
-		f.deletions.Go(n.section.Delete)
+		f.deletions.start(n.section)
 	}
 }
 

@@ -46,6 +46,27 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	return fuse.OK
 }
 
+func (f *fileSystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	if isControl(in.NodeId) {
+		return f.controlStatx(cancel, in, out)
+	}
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.ENOENT
+	}
+	n.statx(out)
+	return fuse.OK
+}
+
+// controlStatx is the control tree's getattr in the form of statx(2); nothing there was ever born.
+func (f *fileSystem) controlStatx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	var attr fuse.AttrOut
+	st := f.control.getattr(cancel, &fuse.GetAttrIn{InHeader: in.InHeader}, &attr)
+	out.Statx = statxOf(&attr.Attr)
+	out.AttrValid, out.AttrValidNsec = attr.AttrValid, attr.AttrValidNsec
+	return st
+}
+
 func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	if isControl(in.NodeId) {
 		return f.control.setattr(cancel, in, out)

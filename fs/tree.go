@@ -366,12 +366,14 @@ type place struct {
 	parent *node
 	name   string
 	entry  *entry // nil if there is no such name
+	leave  *node  // what gets the name when its node moves away; nil for nothing
 }
 
-// rename moves a name, over another one if need be, or exchanges two.
+// rename moves a name, over another one if need be, or exchanges two. It may leave a whiteout, the character device 0:0
+// by which overlayfs says that a name is gone.
 func (f *fileSystem) rename(in *fuse.RenameIn, oldName, newName string) fuse.Status {
-	const known = unix.RENAME_NOREPLACE | unix.RENAME_EXCHANGE
-	if in.Flags&^known != 0 || in.Flags == known {
+	const known = unix.RENAME_NOREPLACE | unix.RENAME_EXCHANGE | unix.RENAME_WHITEOUT
+	if in.Flags&^known != 0 || in.Flags&unix.RENAME_EXCHANGE != 0 && in.Flags != unix.RENAME_EXCHANGE {
 		return fuse.EINVAL
 	}
 	from, st := f.directory(in.NodeId)
@@ -387,12 +389,28 @@ func (f *fileSystem) rename(in *fuse.RenameIn, oldName, newName string) fuse.Sta
 	case f.reserved(from, oldName) || f.reserved(to, newName):
 		return fuse.EPERM
 	}
-	if err := f.sys.ChargeRecord(nameRecord(newName)); err != nil {
+	source := place{parent: from, name: oldName}
+	if in.Flags&unix.RENAME_WHITEOUT != 0 {
+		c := creation{caller: in.Caller, mode: syscall.S_IFCHR}
+		if source.leave, st = f.newNode(from.seed(c)); !st.Ok() {
+			return st
+		}
+	}
+	st = f.renameTo(source, place{parent: to, name: newName}, in.Flags)
+	if source.leave != nil {
+		source.leave.release() // which ends it if it got no name
+	}
+	return st
+}
+
+// renameTo charges for the new name, and ends the node that lost it.
+func (f *fileSystem) renameTo(from, to place, flags uint32) fuse.Status {
+	if err := f.sys.ChargeRecord(nameRecord(to.name)); err != nil {
 		return errno(err)
 	}
-	victim, added, st := f.move(place{parent: from, name: oldName}, place{parent: to, name: newName}, in.Flags)
+	victim, added, st := f.move(from, to, flags)
 	if !added {
-		f.sys.ReleaseRecord(nameRecord(newName))
+		f.sys.ReleaseRecord(nameRecord(to.name))
 	}
 	if victim != nil {
 		victim.release()
@@ -475,10 +493,22 @@ func (f *fileSystem) insideLocked(dir, n *node) bool {
 // +checklocks:f.tree
 func (f *fileSystem) moveLocked(from, to place) {
 	n := from.entry.node
-	f.sys.ReleaseRecord(from.entry.recordBytes())
-	from.parent.dir.remove(from.entry)
+	f.vacateLocked(from)
 	f.setEntryLocked(n, to.parent.dir.add(to.name, to.parent, n))
 	f.reparentedLocked(n, from.parent, to.parent)
+}
+
+// vacateLocked takes a name from the node that moves away. The entry of a whiteout stays where it is.
+// +checklocks:f.tree
+func (f *fileSystem) vacateLocked(from place) {
+	if from.leave != nil {
+		from.entry.node = from.leave
+		f.setEntryLocked(from.leave, from.entry)
+		from.leave.addLinks(1)
+		return
+	}
+	f.sys.ReleaseRecord(from.entry.recordBytes())
+	from.parent.dir.remove(from.entry)
 }
 
 // replaceLocked puts a node in the place of another one. The entry stays where READDIR knows it.
@@ -487,8 +517,7 @@ func (f *fileSystem) replaceLocked(from, to place) {
 	n, victim := from.entry.node, to.entry.node
 	f.unsetEntryLocked(victim, to.entry)
 	f.unlinkedLocked(to.parent, victim)
-	f.sys.ReleaseRecord(from.entry.recordBytes())
-	from.parent.dir.remove(from.entry)
+	f.vacateLocked(from)
 	to.entry.node = n
 	f.setEntryLocked(n, to.entry)
 	f.reparentedLocked(n, from.parent, to.parent)

@@ -292,7 +292,7 @@ func TestNames(t *testing.T) {
 		{"create in a file", third(k.create(file, "x")), fuse.ENOTDIR},
 		{"create in nothing", third(k.create(12345, "x")), fuse.ENOENT},
 		{"link a directory", k.link(root, root, "x"), fuse.EPERM},
-		{"rename with whiteout", k.rename(root, long, root, "x", unix.RENAME_WHITEOUT), fuse.EINVAL},
+		{"whiteout and exchange", k.rename(root, long, root, "x", unix.RENAME_WHITEOUT|unix.RENAME_EXCHANGE), fuse.EINVAL},
 		{"rename, two ways at once", k.rename(root, long, root, "x", unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE), fuse.EINVAL},
 	} {
 		k.want(c.got, c.want, "%s", c.what)
@@ -575,6 +575,47 @@ func TestDirectoryShrinks(t *testing.T) {
 	}
 	if d := k.root.dir; len(d.order) > compactFrom || len(d.index) > compactFrom {
 		t.Errorf("a directory of 3 names has %d entries, an index of %d", len(d.order), len(d.index))
+	}
+	checkTree(t, k)
+}
+
+// TestWhiteout: a name that moves away leaves the device 0:0 behind, which has a name and a node of its own.
+func TestWhiteout(t *testing.T) {
+	k := newKernel(t)
+	dir := k.mustMkdir(root, "d")
+	file := k.touch(root, "f")
+	k.must(k.link(file, dir, "linked"), "link")
+	used, _ := k.inodeCounts()
+	for _, c := range []struct {
+		what, to string
+		nodes    uint64
+	}{
+		{"to a new name", "new", 1},
+		{"over a name of another file", "victim", 0},
+	} {
+		before, _ := k.inodeCounts()
+		if c.nodes == 0 {
+			k.Forget(k.touch(dir, c.to), 1)
+		}
+		k.must(k.rename(root, "f", dir, c.to, unix.RENAME_WHITEOUT), c.what)
+		if got := k.nodes.get(dir).child(c.to); got == nil || got.id != file {
+			t.Errorf("%s: the file is not there", c.what)
+		}
+		left := k.root.child("f")
+		if left == nil || left.attr().Mode != syscall.S_IFCHR || left.attr().Rdev != 0 || left.attr().Nlink != 1 {
+			t.Fatalf("%s: no whiteout is left", c.what)
+		}
+		if now, _ := k.inodeCounts(); now-before != 1 {
+			t.Errorf("%s: %d nodes more, want 1", c.what, now-before)
+		}
+		checkTree(t, k)
+		k.must(k.rename(dir, c.to, root, "f", 0), "rename back over the whiteout")
+		checkTree(t, k)
+	}
+	k.want(k.rename(root, "none", dir, "x", unix.RENAME_WHITEOUT), fuse.ENOENT, "rename of nothing")
+	k.must(k.rename(root, "f", dir, "linked", unix.RENAME_WHITEOUT), "rename over a link of itself")
+	if now, _ := k.inodeCounts(); now != used {
+		t.Errorf("%d nodes are there, want %d", now, used)
 	}
 	checkTree(t, k)
 }

@@ -31,11 +31,11 @@ func mountWords(dir string) (mount, super []string) {
 }
 
 // nobody is a user without rights.
-const nobody = 65534
+const nobodyID = 65534
 
 // asNobody makes a program run as that user.
 func asNobody(cmd *exec.Cmd) *exec.Cmd {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobodyID, Gid: nobodyID}}
 	return cmd
 }
 
@@ -207,11 +207,12 @@ func TestSizeFits(t *testing.T) {
 			must(t, writeContent(filepath.Join(dir, "file"), 1, size))
 			wantContent(t, filepath.Join(dir, "file"), 1, size)
 			must(t, os.Remove(filepath.Join(dir, "file")))
+			small := int(size / 2000 / 4096 * 4096) // whole pages: a part of one costs all of it, as on tmpfs
 			for i := range 2000 {
-				must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), block(i, int(size/2000)), 0o644))
+				must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), block(i, small), 0o644))
 			}
 			for i := range 2000 {
-				wantFile(t, filepath.Join(dir, fmt.Sprint(i)), block(i, int(size/2000)))
+				wantFile(t, filepath.Join(dir, fmt.Sprint(i)), block(i, small))
 			}
 		})
 	}
@@ -223,7 +224,7 @@ func TestRootDirectory(t *testing.T) {
 		m := mountMemfs(t, options{memory: "32M", noPageFile: true, flags: []string{"-o", list}})
 		var st unix.Stat_t
 		must(t, unix.Stat(m.dir, &st))
-		if st.Uid != nobody || st.Gid != 1 || st.Mode&0o7777 != 0o2750 {
+		if st.Uid != nobodyID || st.Gid != 1 || st.Mode&0o7777 != 0o2750 {
 			t.Errorf("%s: the root is %d:%d %o", list, st.Uid, st.Gid, st.Mode&0o7777)
 		}
 	}
@@ -241,7 +242,7 @@ func userMount(t *testing.T) (dir string, memfs func(args ...string) *exec.Cmd) 
 	must(t, os.Chmod(device, 0o666))
 	must(t, unix.Mount(device, "/dev/fuse", "", unix.MS_BIND, ""))
 	for _, name := range []string{home, dir} {
-		must(t, os.Chown(name, nobody, nobody))
+		must(t, os.Chown(name, nobodyID, nobodyID))
 	}
 	memfs = func(args ...string) *exec.Cmd {
 		cmd := asNobody(exec.Command(memfsBinary, args...))

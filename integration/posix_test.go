@@ -54,7 +54,7 @@ func TestPosix(t *testing.T) {
 	}
 	// Once more with every page taken away all the time.
 	t.Run("memfs[trim]", func(t *testing.T) {
-		m := mountMemfs(t, options{memory: posixMemory, pageFile: posixPageFile,
+		m := mountMemfs(t, options{memory: "16M", pageFile: "112M",
 			flags: []string{fmt.Sprint("--nr-inodes=", posixInodes)}})
 		stop := m.trimLoop(20 * time.Millisecond)
 		all(t, m.dir, func() {})

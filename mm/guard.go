@@ -186,7 +186,7 @@ func (s *sealer) lock(object any) error {
 }
 
 func errKeyMemory(err error) error {
-	return fmt.Errorf("no memory can be locked for the page file's key (ulimit -l): %w; it can do without encryption", err)
+	return fmt.Errorf("no memory can be locked for the page file's key (ulimit -l): %w; mount with --encrypt=false to do without", err)
 }
 
 // wipe forgets the key.

@@ -18,6 +18,10 @@ func (o *mountOptions) config(memory size, slots uint64) mm.Config {
 		HostShare: float64(o.hostShare),
 		Inodes:    o.inodes.limit(memory),
 		Size:      uint64(o.size),
+		Encrypt:   o.encrypt,
+	}
+	if o.compress > 0 {
+		c.Compressed = &mm.CompressedConfig{Limit: uint64(float64(memory)*float64(o.compress)) / mm.PageSize * mm.PageSize}
 	}
 	if slots > 0 {
 		c.PageFiles = []mm.PageFileConfig{{Max: slots}}

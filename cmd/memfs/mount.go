@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,6 +25,9 @@ type mountOptions struct {
 	pageFileSize string
 	pageFile     pageFileSpec // what the two come to
 	hostShare    share
+	encrypt      bool
+	compress     share
+	codec        string
 	inodes       inodeCount
 
 	mode       fileMode
@@ -91,6 +95,9 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 		"(default a file in ~/.cache or, as root, in /var/tmp, of at most 32\n"+
 		"times the memory and half of the free space there)")
 	f.StringVar(&o.pageFileSize, "pagefile-size", "", "`MAX` or MIN-MAX of the page file")
+	f.BoolVar(&o.encrypt, "encrypt", true, "encrypt what goes to the page file, under a key that dies with the mount")
+	f.Var(&o.compress, "compress", "share of the memory for pages kept compressed before they go to the\npage file (default none)")
+	f.StringVar(&o.codec, "codec", store.Codecs[0], "how they are compressed: "+strings.Join(store.Codecs, " or "))
 	f.Var(&o.hostShare, "host-share", "share of the memory for the host's cached copies (default a third)")
 	f.Var(&o.inodes, "nr-inodes", "most files, directories and links at once, with K, M or G (binary);\n"+
 		"0 for as many as half of the memory has records for\n(default one for each page of memory)")
@@ -133,6 +140,9 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 	if ram := ramBytes(); ram > 0 && uint64(o.memory) > ram {
 		return fmt.Errorf("--memory %s is more than the RAM there is (%s): give less; what does not fit goes to the page file",
 			&o.memory, roundSize(ram))
+	}
+	if !slices.Contains(store.Codecs, o.codec) {
+		return usageError("--codec %q: there are %s", o.codec, strings.Join(store.Codecs, " and "))
 	}
 	if _, err := logrus.ParseLevel(o.logLevel); err != nil {
 		return usageError("--log-level %q: there are error, warn, info and debug", o.logLevel)

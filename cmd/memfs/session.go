@@ -184,6 +184,14 @@ func (s *session) config() (mm.Config, error) {
 	if _, err := mm.Plan(c); err != nil {
 		return c, err
 	}
+	if z := c.Compressed; z != nil {
+		// Chunks that are not full may take it over its limit for a moment.
+		compressed, err := store.NewCompressed(s.o.codec, 2*z.Limit)
+		if err != nil {
+			return c, err
+		}
+		z.Store = compressed
+	}
 	slots, err := s.o.pageFileFor()
 	if err != nil || s.o.pageFile.none {
 		return c, err
