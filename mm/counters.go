@@ -19,14 +19,14 @@ type counters struct {
 func (s *System) Snapshot() Snapshot {
 	s.pfn.Lock()
 	c := s.pfn.Counts()
-	pages, views := s.cache.pages+s.cache.leaving, s.cache.views
+	pages, views, locked := s.cache.pages+s.cache.leaving, s.cache.views, s.locked
 	s.pfn.Unlock()
 	n := &s.n
 	snap := Snapshot{
 		Budget: s.budget,
 		Frames: s.pfn.Frames(), Zeroed: c.Zeroed, Free: c.Free, Standby: c.Standby, Modified: c.Modified,
 		ModifiedNoWrite: c.ModifiedNoWrite, Transition: c.Transition, Active: c.Active, Bad: c.Bad, RecordFrames: c.Records,
-		HostPages: pages, HostLimit: s.cache.limit, Views: views,
+		HostPages: pages, HostLimit: s.cache.limit, Views: views, Locked: locked,
 		RecordBytes: s.recordBytes(),
 		Counters: Counters{
 			PageFaults: n.pageFaults.Load(), DemandZeroFaults: n.demandZeroFaults.Load(),
@@ -52,7 +52,8 @@ func (s *System) Snapshot() Snapshot {
 		snap.PageFiles = append(snap.PageFiles, f.info())
 	}
 	s.segMu.Lock()
-	snap.Sections = uint64(len(s.segs))
+	snap.Spaces = uint64(len(s.spaces))
+	snap.Sections = uint64(len(s.segs)) - snap.Spaces
 	s.segMu.Unlock()
 	return snap
 }

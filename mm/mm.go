@@ -116,6 +116,12 @@ type System struct {
 	segs map[uint32]*Segment
 	// +checklocks:segMu
 	lastSeg uint32
+	// +checklocks:segMu
+	spaces []*Space
+	// +checklocks:segMu
+	spaceTurn int // the space that gives pages first when frames are short
+
+	locked uint64 // pages locked in all spaces; PFN lock
 
 	writer   *thread
 	trimmer  *thread
@@ -202,6 +208,7 @@ func (s *System) leaks() error {
 		}
 	}
 	leak(snap.Sections, "sections")
+	leak(snap.Spaces, "address spaces")
 	leak(snap.Frames-snap.Zeroed-snap.Free-snap.Bad, "frames")
 	leak(snap.Commit, "pages of commit")
 	leak(snap.RecordBytes, "bytes of records")

@@ -9,7 +9,9 @@ import (
 type Segment struct {
 	sys  *System
 	id   uint32
-	host Host
+	host Host // nil of private memory
+
+	private bool // a process's private memory: valid is in its working set, and only what is committed can be touched
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -148,6 +150,10 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO) {
 			s.pfn.Unlock()
 			return g.ioOn(l.base + uint64(i))
 		}
+	}
+	if g.private {
+		s.unlockPages(l, pageMask(lo, hi))
+		l.setReset(l.reset() &^ pageMask(lo, hi))
 	}
 	for i := lo; i <= hi && i < uint(len(words)); i++ {
 		w := words[i]
@@ -391,7 +397,11 @@ func (s *System) leafInfo(id uint32) []PageInfo {
 		if w == 0 && !host {
 			continue
 		}
-		infos = append(infos, s.pageInfo(l.base+uint64(i), w, host))
+		info := s.pageInfo(l.base+uint64(i), w, host)
+		if l.flags&leafPrivate != 0 {
+			info.Host, info.Locked = false, host
+		}
+		infos = append(infos, info)
 	}
 	return infos
 }

@@ -17,6 +17,9 @@ const (
 	StatusNoData                  // SEEK_DATA or SEEK_HOLE at or past the end
 	StatusBusy                    // too many are waiting for the same thing; try again
 	StatusDeleted                 // the section is gone
+	StatusNotCommitted            // the page of private memory is not committed (STATUS_NOT_COMMITTED)
+	StatusWorkingSetQuota         // no more pages may be locked (STATUS_WORKING_SET_QUOTA)
+	StatusNoFrames                // no frame can be had for a page that must have one (STATUS_INSUFFICIENT_RESOURCES)
 )
 
 var statusText = [...]string{
@@ -29,6 +32,9 @@ var statusText = [...]string{
 	StatusNoData:           "no data at or after that offset",
 	StatusBusy:             "busy",
 	StatusDeleted:          "section deleted",
+	StatusNotCommitted:     "page not committed",
+	StatusWorkingSetQuota:  "working-set quota: no more pages may be locked",
+	StatusNoFrames:         "insufficient resources: no frame can be had",
 }
 
 // Error is the status in words.
