@@ -79,14 +79,14 @@ type records struct {
 	w16      *offheap.Slab[words16]
 	w64      *offheap.Slab[words64]
 
-	resident map[uint32]uint64 // valid words of private segments, by segment; PFN lock
+	resident map[uint32]*residency // of private segments; PFN lock
 }
 
 // newRecords makes slabs that together can grow to a little over limit bytes each; the record charge is what bounds
 // them in truth.
 func newRecords(limit uint64) (*records, error) {
 	n := func(size uintptr) uint32 { return uint32(max(limit/uint64(size), 1024)) }
-	r := &records{resident: make(map[uint32]uint64)}
+	r := &records{resident: make(map[uint32]*residency)}
 	var err error
 	if r.leaves, err = offheap.NewSlab[leaf](n(unsafe.Sizeof(leaf{}))); err != nil {
 		return nil, err

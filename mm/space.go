@@ -31,6 +31,9 @@ func (s *System) NewSpace() *Space {
 	g := s.NewSegment(nil)
 	g.private = true
 	p := &Space{seg: g}
+	s.pfn.Lock()
+	s.rec.resident[g.id] = &residency{}
+	s.pfn.Unlock()
 	s.segMu.Lock()
 	defer s.segMu.Unlock()
 	s.spaces = append(s.spaces, p)
@@ -46,6 +49,9 @@ func (p *Space) Delete() {
 	}
 	s.segMu.Unlock()
 	p.seg.Delete()
+	s.pfn.Lock()
+	delete(s.rec.resident, p.seg.id)
+	s.pfn.Unlock()
 }
 
 // Commit promises space for pages that are not committed yet; the others stay as they are. StatusCommitmentLimit: nothing
@@ -65,12 +71,28 @@ func (p *Space) SetLimits(low, high uint64) {
 	p.high.Store(high)
 }
 
+// residency is what is known of a working set. The PFN lock guards it.
+type residency struct {
+	now, peak uint64 // pages
+	faults    uint64 // pages that entered it
+}
+
 // Resident is the number of pages in the working set.
 func (p *Space) Resident() uint64 {
+	now, _, _ := p.WorkingSet()
+	return now
+}
+
+// WorkingSet is the number of pages in the working set, the most there have been, and how often one entered it: the page
+// faults of the process.
+func (p *Space) WorkingSet() (now, peak, faults uint64) {
 	s := p.seg.sys
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	return s.rec.resident[p.seg.id]
+	if r := s.rec.resident[p.seg.id]; r != nil {
+		return r.now, r.peak, r.faults
+	}
+	return 0, 0, 0
 }
 
 // Locked is the number of locked pages.
@@ -282,13 +304,14 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 
 // count keeps the number of valid words of a private segment when a word changes.
 func (r *records) count(seg uint32, was, is pte) {
+	n := r.resident[seg]
 	switch before, after := was.kind() == kindValid, is.kind() == kindValid; {
 	case !before && after:
-		r.resident[seg]++
+		n.now++
+		n.peak = max(n.peak, n.now)
+		n.faults++
 	case before && !after:
-		if r.resident[seg]--; r.resident[seg] == 0 {
-			delete(r.resident, seg)
-		}
+		n.now--
 	}
 }
 
@@ -483,6 +506,11 @@ func (p *Space) Unlock(first, last uint64) (all bool) {
 	return n == last-first+1
 }
 
+// UnlockAll unlocks pages; those that were not locked are let be.
+func (p *Space) UnlockAll(first, last uint64) {
+	p.eachView(first, last, func(l *leaf, mask uint64) { p.seg.sys.unlockPages(l, mask) })
+}
+
 // unlockPages unlocks those pages of mask that are locked. The PFN lock is held: it is called
 // from closures that run under it, which the analyser cannot see.
 //
@@ -583,8 +611,9 @@ func (p *Space) trimSome(n uint64) (moved uint64) {
 func (p *Space) relieve(n uint64) {
 	s := p.seg.sys
 	s.pfn.Lock()
-	resident, available := s.rec.resident[p.seg.id], s.pfn.Available()
+	available := s.pfn.Available()
 	s.pfn.Unlock()
+	resident := p.Resident()
 	if high := p.high.Load(); high > 0 && resident+n > high {
 		p.trimSome(resident + n - high)
 	}
@@ -664,13 +693,13 @@ func (s *System) checkSpaces(c *checking) {
 		c.bad("%d pages are locked, counted %d", c.locked, s.locked)
 	}
 	for seg, n := range s.rec.resident {
-		if c.resident[seg] != n {
-			c.bad("process memory %d: %d pages in its working set, counted %d", seg, c.resident[seg], n)
+		if c.resident[seg] != n.now {
+			c.bad("process memory %d: %d pages in its working set, counted %d", seg, c.resident[seg], n.now)
 		}
 	}
-	for seg, n := range c.resident {
-		if s.rec.resident[seg] == 0 {
-			c.bad("process memory %d: %d pages in its working set, counted none", seg, n)
+	for seg := range c.resident {
+		if s.rec.resident[seg] == nil {
+			c.bad("process memory %d: pages in the working set of a space that is gone", seg)
 		}
 	}
 }

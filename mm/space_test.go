@@ -213,8 +213,8 @@ func TestSpaceCheckFinds(t *testing.T) {
 		{"nothing", func(*System, *leaf) {}, ""},
 		{"a lock is lost", func(s *System, l *leaf) { s.locked-- }, "are locked"},
 		{"a page is locked without a pin", func(s *System, l *leaf) { l.host |= 2; s.locked++ }, "not held"},
-		{"a working set is miscounted", func(s *System, l *leaf) { s.rec.resident[l.seg]++ }, "working set"},
-		{"a working set is forgotten", func(s *System, l *leaf) { delete(s.rec.resident, l.seg) }, "counted none"},
+		{"a working set is miscounted", func(s *System, l *leaf) { s.rec.resident[l.seg].now++ }, "working set"},
+		{"a working set is forgotten", func(s *System, l *leaf) { delete(s.rec.resident, l.seg) }, "that is gone"},
 	} {
 		s := newPagingSystem(t, 32, 64)
 		p := s.NewSpace()
