@@ -47,12 +47,12 @@ func (p *Process) replacePlaceholder(addr, size uint64, typ uint32, prot Protect
 			return 0, err
 		}
 	}
-	v.protection, v.placeholder = prot, false
+	v.protection, v.placeholder, v.replaced = prot, false, true
 	return addr, nil
 }
 
-// splitPlaceholder is VirtualFree with MEM_PRESERVE_PLACEHOLDER: a part of a placeholder becomes one of its own, or an
-// allocation of exactly that range a placeholder again.
+// splitPlaceholder is VirtualFree with MEM_PRESERVE_PLACEHOLDER: a part of a placeholder becomes one of its own, or the
+// allocation that replaced one, of exactly that range, a placeholder again.
 func (p *Process) splitPlaceholder(addr, size uint64) error {
 	first, last, ok := p.span(addr, size)
 	if !ok || addr%PageSize != 0 || size%PageSize != 0 {
@@ -76,6 +76,11 @@ func (p *Process) splitPlaceholder(addr, size uint64) error {
 				p.insert(n)
 			}
 		}
+		return nil
+	case v.replaced && v.first == first && v.last == last:
+		p.discardPages(v, first, last)
+		v.set(first, last, func(attr) attr { return attr{} })
+		v.protection, v.placeholder, v.replaced = NoAccess, true, false
 		return nil
 	}
 	return InvalidAddress

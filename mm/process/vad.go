@@ -13,8 +13,9 @@ type vad struct {
 	runs        []run
 	watch       *watch // of MEM_WRITE_WATCH
 	physical    bool   // MEM_PHYSICAL: pages come from MapUserPhysicalPages
-	placeholder bool
-	system      bool // the process cannot change it
+	placeholder bool   // nothing but MEM_REPLACE_PLACEHOLDER can be done with it
+	replaced    bool   // took the place of a placeholder
+	system      bool   // the process cannot change it
 	use         string
 }
 
