@@ -9,10 +9,10 @@ import (
 // MemoryStatus is what GlobalMemoryStatusEx says (MEMORYSTATUSEX), in bytes. Physical memory is the machine's frames; the
 // page file is, as there, what can be committed.
 type MemoryStatus struct {
-	Load                      uint32 // percent of physical memory in use
-	TotalPhys, AvailPhys      uint64
-	TotalPageFile, AvailPage  uint64
-	TotalVirtual, AvailVirual uint64
+	Load                       uint32 // percent of physical memory in use
+	TotalPhys, AvailPhys       uint64
+	TotalPageFile, AvailPage   uint64
+	TotalVirtual, AvailVirtual uint64
 }
 
 // MemoryStatus is GlobalMemoryStatusEx.
@@ -30,7 +30,7 @@ func (p *Process) MemoryStatus() MemoryStatus {
 	m.Load = uint32((m.TotalPhys - m.AvailPhys) / max(m.TotalPhys/100, 1))
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m.AvailVirual = m.TotalVirtual - min(m.TotalVirtual, p.virtual<<pageShift)
+	m.AvailVirtual = m.TotalVirtual - min(m.TotalVirtual, p.virtual<<pageShift)
 	return m
 }
 

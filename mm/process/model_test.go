@@ -23,12 +23,6 @@ func newSystem(t interface{ Fatal(...any) }, frames, slots uint64) *mm.System {
 	return s
 }
 
-// fataler is a *testing.T or a *rapid.T.
-type fataler interface {
-	Fatal(...any)
-	Fatalf(string, ...any)
-}
-
 // modelPage is what a page ought to be, said without runs, holds or trees: one map entry a page.
 type modelPage struct {
 	base       uint64 // of its allocation

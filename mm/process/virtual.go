@@ -195,6 +195,8 @@ func (p *Process) shoot(first, last uint64, prot Protection) {
 // its allocation. InvalidAddress: no allocation there, or not at its base.
 func (p *Process) Free(addr, size uint64, typ uint32) error {
 	switch {
+	case addr > p.high:
+		return InvalidParameter
 	case typ == MemRelease && size != 0:
 		return InvalidParameter
 	case typ == MemRelease:

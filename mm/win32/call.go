@@ -107,7 +107,7 @@ type field struct {
 
 // bind evaluates the arguments.
 func (c *Call) bind(args []token) error {
-	if n := len(args); n > 0 && !args[n-1].quoted && strings.HasPrefix(args[n-1].text, "NULL") && n > c.most() {
+	if n := len(args); n > 0 && !args[n-1].quoted && strings.HasPrefix(args[n-1].text, "NULL") && c.pointer(n-1) {
 		c.null, args = true, args[:n-1]
 	}
 	c.args = make(map[string]argument)
@@ -141,18 +141,19 @@ func (c *Call) bind(args []token) error {
 	return nil
 }
 
-// most is how many arguments the call takes at most, optional ones not counted: beyond them a NULL is an out-parameter.
-func (c *Call) most() int {
-	n := 0
-	for _, p := range c.row.params {
+// pointer says whether a NULL as argument i stands for an out-parameter: there is no parameter for it, or one that may be
+// left out and is no handle.
+func (c *Call) pointer(i int) bool {
+	for _, p := range c.row.params[:min(i, len(c.row.params))] {
 		if p.rest {
-			return maxLine
-		}
-		if !p.optional {
-			n++
+			return false
 		}
 	}
-	return n
+	if i >= len(c.row.params) {
+		return true
+	}
+	p := c.row.params[i]
+	return p.optional && p.kind != "process" && !p.rest
 }
 
 func (c *Call) evaluate(p param, t token) (a argument, err error) {

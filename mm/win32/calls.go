@@ -29,6 +29,8 @@ func init() {
 		Row{Name: "VirtualQuery", Params: "Address Length?", Do: virtualQuery(self), Help: "what the pages at an address are"},
 		Row{Name: "VirtualQueryEx", Params: "Process=process Address Length?", Do: virtualQuery(other),
 			Help: "VirtualQuery in another process"},
+		Row{Name: "QueryVirtualMemoryInformation", Params: "Address", Do: queryAllocation,
+			Help: "the whole allocation at an address (MemoryRegionInfo)"},
 		Row{Name: "VirtualLock", Params: "Address Size", Help: "keep pages in the working set",
 			Do: func(c *Call) error { return c.done(c.Process.Lock(c.Number("Address"), c.Number("Size"))) }},
 		Row{Name: "VirtualUnlock", Params: "Address Size", Help: "undo VirtualLock",
@@ -59,7 +61,7 @@ func init() {
 			Help: "read another process's memory"},
 		Row{Name: "WriteProcessMemory", Params: "Process=process Address Data=hex", Do: writeProcess,
 			Help: "write another process's memory"},
-		Row{Name: "FlushInstructionCache", Params: "Address? Size?", Help: "always succeeds: nothing is executed",
+		Row{Name: "FlushInstructionCache", Params: "AddressSize...", Help: "always succeeds: nothing is executed",
 			Do: func(c *Call) error { return c.done(nil) }},
 
 		Row{Name: "QueryWorkingSetEx", Params: "Address?", Do: queryWorkingSetEx, Help: "what the working set says of a page"},
@@ -89,6 +91,7 @@ func init() {
 			Do: func(c *Call) error { return c.done(c.Process.EndThread(uint32(c.Number("ThreadId")))) }},
 
 		Row{Name: "GlobalMemoryStatusEx", Params: "Length?", Do: globalMemoryStatus, Help: "the machine's memory"},
+		Row{Name: "GlobalMemoryStatus", Do: globalMemoryStatusOld, Help: "the same, cut off at 2 GiB for old 32-bit programs"},
 		Row{Name: "GetSystemInfo", Do: getSystemInfo, Help: "page size, granularity, bounds of the address space"},
 		Row{Name: "GetLargePageMinimum", Help: "size of a large page",
 			Do: func(c *Call) error { c.Return(process.LargePage); return nil }},
@@ -212,6 +215,9 @@ func virtualQuery(of target) func(c *Call) error {
 		if err != nil {
 			return err
 		}
+		if c.Null() {
+			return process.NoAccessError
+		}
 		n := queryLength(c.Process)
 		if c.Given("Length") && c.Number("Length") < n {
 			return process.BadLength
@@ -232,9 +238,21 @@ func virtualQuery(of target) func(c *Call) error {
 	}
 }
 
+func queryAllocation(c *Call) error {
+	r, err := c.Process.Allocation(c.Number("Address"))
+	if err != nil {
+		return err
+	}
+	c.SetHex("AllocationBase", r.AllocationBase)
+	c.Set("AllocationProtect", r.AllocationProtect)
+	c.SetHex("RegionSize", r.RegionSize)
+	c.Set("RegionType", r.Type)
+	return c.done(nil)
+}
+
 func prefetch(c *Call) error {
 	n, a := c.Number("NumberOfEntries"), c.Rest()
-	if n > 0 && len(a) <= 1 {
+	if n > 0 && (len(a) <= 1 || len(a) == 2 && a[0] == 0) {
 		return process.NoAccessError // the array is NULL
 	}
 	if n != uint64(len(a)/2) || len(a) > 0 && len(a)%2 == 0 {
@@ -455,9 +473,30 @@ func globalMemoryStatus(c *Call) error {
 	c.SetHex("ullTotalPageFile", m.TotalPageFile)
 	c.SetHex("ullAvailPageFile", m.AvailPage)
 	c.SetHex("ullTotalVirtual", m.TotalVirtual)
-	c.SetHex("ullAvailVirtual", m.AvailVirual)
+	c.SetHex("ullAvailVirtual", m.AvailVirtual)
 	c.Set("ullAvailExtendedVirtual", 0)
 	return c.done(nil)
+}
+
+// globalMemoryStatusOld is GlobalMemoryStatus: it never fails, and its figures are cut off at what the process's size_t, or
+// without large addresses a signed one, can hold.
+func globalMemoryStatusOld(c *Call) error {
+	m, i := c.Process.MemoryStatus(), c.Process.Image()
+	most := ^uint64(0)
+	if i.Arch.Pointer() == 4 {
+		most = 0x7FFFFFFF
+		if i.LargeAddressAware {
+			most = 0xFFFFFFFF
+		}
+	}
+	c.Set("dwMemoryLoad", m.Load)
+	c.SetHex("dwTotalPhys", min(most, m.TotalPhys))
+	c.SetHex("dwAvailPhys", min(most, m.AvailPhys))
+	c.SetHex("dwTotalPageFile", min(most, m.TotalPageFile))
+	c.SetHex("dwAvailPageFile", min(most, m.AvailPage))
+	c.SetHex("dwTotalVirtual", min(most, m.TotalVirtual))
+	c.SetHex("dwAvailVirtual", min(most, m.AvailVirtual))
+	return nil
 }
 
 func getSystemInfo(c *Call) error {
