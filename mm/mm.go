@@ -24,6 +24,13 @@
 //	zero-page thread                     zeroer
 //	balance set manager                  balancer
 //	nonpaged pool                        record frames (records.go)
+//	private memory of a process          Space (space.go); address spaces proper are in mm/process
+//
+// # Private memory
+//
+// A process's private pages (Space) live the same life in a segment of their own. There valid means in the process's working
+// set, and no host or view is involved: pages leave when the working set is at its limit, when the process asks, or in turns
+// with other processes' when frames are short; a fault that finds none writes pages out itself. Locked pages are pinned.
 //
 // # Locks, in order
 //

@@ -313,3 +313,33 @@ func runSpace(t *testing.T, s *System, seed, pages uint64) {
 	}
 	p.Delete()
 }
+
+// TestIdleSpaceGivesWay: an idle process that has all frames gives them to a file that is written, without a word from it.
+func TestIdleSpaceGivesWay(t *testing.T) {
+	s := newPagingSystem(t, 64, 256)
+	idle, floor := s.NewSpace(), s.NewSpace()
+	floor.SetLimits(8, 0)
+	mustDo(t, idle.Commit(0, 55))
+	mustDo(t, floor.Commit(0, 7))
+	for i := uint64(0); i < 8; i++ {
+		mustDo(t, floor.Write(i<<PageShift, []byte{1}))
+	}
+	for i := uint64(0); i < 56; i++ {
+		mustDo(t, idle.Write(i<<PageShift, []byte{1}))
+	}
+	before := idle.Resident()
+	s.balanceSpaces()
+	if idle.Resident() >= before && before > 40 {
+		t.Errorf("%d pages resident, and still %d after balancing", before, idle.Resident())
+	}
+	if floor.Resident() == 0 {
+		t.Error("a process at its minimum gave its pages before one above it was empty")
+	}
+	g := s.NewSegment(noHost{})
+	mustDo(t, g.Write(0, bytes.Repeat([]byte{2}, 16*PageSize)))
+	mustCheck(t, s)
+	g.Delete()
+	idle.Delete()
+	floor.Delete()
+	mustDo(t, s.Close())
+}

@@ -17,9 +17,13 @@ const (
 	StatusNoData                  // SEEK_DATA or SEEK_HOLE at or past the end
 	StatusBusy                    // too many are waiting for the same thing; try again
 	StatusDeleted                 // the section is gone
-	StatusNotCommitted            // the page of private memory is not committed (STATUS_NOT_COMMITTED)
-	StatusWorkingSetQuota         // no more pages may be locked (STATUS_WORKING_SET_QUOTA)
-	StatusNoFrames                // no frame can be had for a page that must have one (STATUS_INSUFFICIENT_RESOURCES)
+)
+
+// What only a Space says: no file operation ends in one of these.
+const (
+	StatusNotCommitted    Status = 0x100 + iota // the page is not committed (STATUS_NOT_COMMITTED)
+	StatusWorkingSetQuota                       // no more pages may be locked (STATUS_WORKING_SET_QUOTA)
+	StatusNoFrames                              // no frame can be had for a page to be locked (STATUS_INSUFFICIENT_RESOURCES)
 )
 
 var statusText = [...]string{
@@ -32,15 +36,21 @@ var statusText = [...]string{
 	StatusNoData:           "no data at or after that offset",
 	StatusBusy:             "busy",
 	StatusDeleted:          "section deleted",
-	StatusNotCommitted:     "page not committed",
-	StatusWorkingSetQuota:  "working-set quota: no more pages may be locked",
-	StatusNoFrames:         "insufficient resources: no frame can be had",
+}
+
+var spaceText = map[Status]string{
+	StatusNotCommitted:    "page not committed",
+	StatusWorkingSetQuota: "working-set quota: no more pages may be locked",
+	StatusNoFrames:        "insufficient resources: no frame can be had",
 }
 
 // Error is the status in words.
 func (s Status) Error() string {
 	if int(s) < len(statusText) {
 		return statusText[s]
+	}
+	if text, ok := spaceText[s]; ok {
+		return text
 	}
 	return fmt.Sprintf("status %d", uint32(s))
 }

@@ -65,9 +65,11 @@ func (p *Process) touch(k Kind, addr, size uint64, f func(v *vad, at, i, n uint6
 			}
 			continue
 		}
-		err = p.copyHeld(addr, size, f)
+		if err = p.copyHeld(addr, size, f); err != nil {
+			err = p.inPage(err, k, addr, h.last)
+		}
 		p.finish(h, k)
-		return p.inPage(err, k, addr)
+		return err
 	}
 }
 
@@ -149,16 +151,17 @@ func (p *Process) check(k Kind, addr, first, last uint64) (stack uint64, err err
 	return 0, nil
 }
 
-// inPage is what an access is told when its pages could not be had.
-func (p *Process) inPage(err error, k Kind, addr uint64) error {
-	var s mm.Status
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &s) && (s == mm.StatusInPageError || s == mm.StatusOutPageError):
-		return &Exception{StatusInPageError, k, addr}
+// inPage is what an access is told when its pages, up to last, could not be had. They are held.
+func (p *Process) inPage(err error, k Kind, addr, last uint64) error {
+	if !errors.Is(err, mm.StatusInPageError) && !errors.Is(err, mm.StatusOutPageError) {
+		return &Exception{StatusAccessViolation, k, addr} // the process has ended meanwhile
 	}
-	return &Exception{StatusAccessViolation, k, addr}
+	for page := addr >> pageShift; page < last; page++ {
+		if p.space.Touch(page, page) != nil {
+			return &Exception{StatusInPageError, k, max(addr, page<<pageShift)}
+		}
+	}
+	return &Exception{StatusInPageError, k, max(addr, last<<pageShift)}
 }
 
 // sharedPage is the page at 0x7FFE0000, as far as it says anything about memory management.

@@ -341,7 +341,7 @@ func (m *model) Lock(t *rapid.T) {
 
 // Check compares every page with what VirtualQuery says of it, and has the memory manager check itself.
 func (m *model) Check(t *rapid.T) {
-	for _, err := range m.sys.Check() {
+	for _, err := range append(m.sys.Check(), m.p.machine.Check()...) {
 		t.Fatal(err)
 	}
 	var committed uint64

@@ -59,6 +59,8 @@ type Process struct {
 	// +checklocks:mu
 	commitPeak uint64
 	// +checklocks:mu
+	committing uint64 // pages being committed just now; may count in the space already
+	// +checklocks:mu
 	recorded int // bytes of records charged
 	// +checklocks:mu
 	bitmaps int // of which for write watches
@@ -85,6 +87,7 @@ type Process struct {
 type hold struct {
 	first, last uint64
 	exclusive   bool
+	granted     bool
 }
 
 func (h *hold) conflicts(o *hold) bool {
@@ -97,21 +100,24 @@ const everything = 1<<52 - 1
 // acquire waits until pages can be held. It gives p.mu up while it waits: what was known before is known no more.
 // +checklocks:p.mu
 func (p *Process) acquire(first, last uint64, exclusive bool) *hold {
-	h := &hold{first, last, exclusive}
+	h := &hold{first: first, last: last, exclusive: exclusive}
 	p.holds = append(p.holds, h)
-	for !p.granted(h) {
+	for !p.grantable(h) {
 		p.turn.Wait()
 	}
+	h.granted = true
 	return h
 }
 
+// grantable says whether nobody who came before h, or holds pages already, stands in its way: a new allocation's pages are
+// held by whoever made it, ahead of those who wait.
 // +checklocks:p.mu
-func (p *Process) granted(h *hold) bool {
+func (p *Process) grantable(h *hold) bool {
+	before := true
 	for _, o := range p.holds {
 		if o == h {
-			break
-		}
-		if h.conflicts(o) {
+			before = false
+		} else if (before || o.granted) && h.conflicts(o) {
 			return false
 		}
 	}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"memfs/mm"
+	"memfs/mm/store"
 )
 
 // machine is a machine and one process on it, which must leave nothing behind.
@@ -28,7 +30,7 @@ func newMachine(t *testing.T, frames, slots uint64, i Image) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, err := range sys.Check() {
+		for _, err := range append(sys.Check(), m.Check()...) {
 			t.Error(err)
 		}
 		for _, p := range m.Processes() {
@@ -451,7 +453,7 @@ func TestManyProcesses(t *testing.T) {
 				return
 			default:
 			}
-			for _, err := range sys.Check() {
+			for _, err := range append(sys.Check(), m.Check()...) {
 				t.Error(err)
 			}
 			for _, p := range m.Processes() {
@@ -569,4 +571,68 @@ func TestEndWhileBusy(t *testing.T) {
 	if err := sys.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// failingStore fails reads and writes while told so.
+type failingStore struct {
+	mm.Store
+	read, write atomic.Bool
+}
+
+func (s *failingStore) ReadSlots(slot uint64, bufs [][]byte) error {
+	if s.read.Load() {
+		return errors.New("broken")
+	}
+	return s.Store.ReadSlots(slot, bufs)
+}
+
+func (s *failingStore) WriteSlots(slot uint64, bufs [][]byte) error {
+	if s.write.Load() {
+		return errors.New("broken")
+	}
+	return s.Store.WriteSlots(slot, bufs)
+}
+
+// TestInPageError: a page whose copy cannot be read back raises an in-page error; it is there again when the store is.
+func TestInPageError(t *testing.T) {
+	disk := &failingStore{Store: store.NewMem()}
+	b := mm.Budget{Memory: 64 << 20, Frames: 64, HostBytes: 64 * mm.PageSize, PageFile: 64, CommitLimit: 128}
+	sys, err := mm.NewFromBudget(b, mm.Config{PageFiles: []mm.PageFileConfig{{Name: "test", Store: disk, Max: 64}}})
+	is(t, "system", err, nil)
+	m := NewMachine(sys, OptIn, Listener{})
+	p, err := m.Start(Image{Arch: X64})
+	is(t, "start", err, nil)
+	base, err := p.Alloc(0, 0x10000, reserveCommit, ExecuteReadWrite)
+	is(t, "alloc", err, nil)
+	is(t, "write", p.Write(base, []byte("safe")), nil)
+	is(t, "write", p.Write(base+0x2000, []byte("safe")), nil)
+	p.EmptyWorkingSet()
+	disk.write.Store(true)
+	if _, err := sys.FlushModified(); err == nil {
+		t.Error("a page-out to a broken store succeeded")
+	}
+	disk.write.Store(false)
+	if _, err := sys.FlushModified(); err != nil {
+		t.Error(err)
+	}
+	sys.EmptyStandby()
+	disk.read.Store(true)
+	got := make([]byte, 4)
+	is(t, "read", p.Read(base, got), &Exception{StatusInPageError, Read, base})
+	is(t, "write", p.Write(base+1, []byte{1}), &Exception{StatusInPageError, Write, base + 1})
+	is(t, "fetch", p.Execute(base+2), &Exception{StatusInPageError, Fetch, base + 2})
+	is(t, "read across", p.Read(base+0x1800, make([]byte, 0x1000)), &Exception{StatusInPageError, Read, base + 0x2000})
+	is(t, "lock", p.Lock(base, 1), SwapError)
+	is(t, "remote read", p.ReadMemory(base, got), SwapError)
+	is(t, "remote write", p.WriteMemory(base, got), SwapError)
+	disk.read.Store(false)
+	is(t, "read", p.Read(base, got), nil)
+	if string(got) != "safe" {
+		t.Errorf("read %q", got)
+	}
+	for _, err := range append(sys.Check(), m.Check()...) {
+		t.Error(err)
+	}
+	m.End(p)
+	is(t, "close", sys.Close(), nil)
 }

@@ -159,9 +159,10 @@ func (p *Process) commitPages(v *vad, first, last uint64, prot Protection) error
 	for _, r := range todo {
 		n += r[1] - r[0] + 1
 	}
-	if most := p.image.Limits.Commit; most > 0 && p.space.Committed()+n > most>>pageShift {
+	if most := p.image.Limits.Commit; most > 0 && p.space.Committed()+p.committing+n > most>>pageShift {
 		return NotEnoughMemory
 	}
+	p.committing += n
 	err := p.unlocked(func() error {
 		for i, r := range todo {
 			if err := p.space.Commit(r[0], r[1]); err != nil {
@@ -173,6 +174,7 @@ func (p *Process) commitPages(v *vad, first, last uint64, prot Protection) error
 		}
 		return nil
 	})
+	p.committing -= n
 	if err != nil {
 		return err
 	}

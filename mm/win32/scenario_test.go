@@ -100,7 +100,7 @@ func (s *scenario) run(t *testing.T, sys *mm.System) {
 	}
 	start := func(string) (*process.Process, error) {
 		p, err := m.Start(process.Image{Arch: arch})
-		if dep := s.tags["dep"]; err == nil && dep != "" {
+		if dep := s.tags["dep"]; err == nil && dep != "" && arch == process.X86 {
 			err = p.SetExecuteFlags(dep != "off", dep == "on-noatl", false)
 		}
 		return p, err
@@ -169,7 +169,7 @@ func (p *player) single(line string) {
 		p.t.Fatalf("%q has no arrow", line)
 	}
 	who := p.who(call)
-	if !p.set {
+	if !p.set && !strings.Contains(call, "GetLastError") {
 		who.process.SetLastError(0xdeadbeef)
 	}
 	p.set = strings.Contains(call, "SetLastError")
@@ -180,7 +180,7 @@ func (p *player) single(line string) {
 	if why := p.compare(who, reply, want); why != "" {
 		p.t.Errorf("%s\n  got  %s\n  want %s\n  %s", call, reply, want, why)
 	}
-	for _, err := range p.sys.Check() {
+	for _, err := range append(p.sys.Check(), p.session.Machine.Check()...) {
 		p.t.Errorf("%s: %v", call, err)
 	}
 }

@@ -21,7 +21,7 @@ func newSession(t testing.TB, i process.Image) *Session {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, err := range sys.Check() {
+		for _, err := range append(sys.Check(), m.Check()...) {
 			t.Error(err)
 		}
 		for _, p := range m.Processes() {
