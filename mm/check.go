@@ -12,6 +12,7 @@ import (
 //   - the lists, Active and Transition add up to all frames, and no frame of the memory is retired (pfn.Check);
 //   - every word with a frame and that frame's owner point at each other, and their states agree;
 //   - a valid page of a file is in a mapped view;
+//   - a locked page of a process is valid and held, and each working set is counted right;
 //   - the host's pages and the queue of views are counted right;
 //   - every used slot belongs to exactly one page, or to I/O under way;
 //   - what words and records hold adds up to the attached commit, and that to no more than is charged; files hold no
@@ -21,7 +22,7 @@ import (
 func (s *System) Check() []error {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	c := checking{errs: s.pfn.Check()}
+	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64)}
 	for _, f := range s.files {
 		c.owned = append(c.owned, make([]uint64, (f.max+63)/64))
 	}
@@ -29,6 +30,7 @@ func (s *System) Check() []error {
 	s.checkFrames(&c)
 	s.checkQueue(&c)
 	s.checkBooks(&c)
+	s.checkSpaces(&c)
 	return c.errs
 }
 
@@ -40,6 +42,8 @@ type checking struct {
 	committed uint64
 	hostPages uint64
 	mapped    uint64
+	resident  map[uint32]uint64 // valid pages of private segments, by segment
+	locked    uint64            // pages locked in private segments
 }
 
 // pageName names a page in a finding.
@@ -62,7 +66,11 @@ func (s *System) checkLeaves(c *checking) {
 		if l.seg == 0 {
 			continue // free
 		}
-		c.hostPages += uint64(bits.OnesCount64(l.host))
+		if l.flags&leafPrivate != 0 {
+			s.checkPrivate(c, id, l)
+		} else {
+			c.hostPages += uint64(bits.OnesCount64(l.host))
+		}
 		if l.flags&leafMapped != 0 {
 			c.mapped++
 		}
@@ -101,7 +109,7 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 		if valid := info.State == pfn.Active; valid != (w.kind() == kindValid) {
 			c.bad("%v: PTE kind %d, but frame %d is %v", where, w.kind(), w.frame(), info.State)
 		}
-		if w.kind() == kindValid && l.host>>i&1 == 0 && l.flags&leafTrimming == 0 && info.Refs == 0 && !info.Locked {
+		if w.kind() == kindValid && l.host>>i&1 == 0 && l.flags&(leafTrimming|leafPrivate) == 0 && info.Refs == 0 && !info.Locked {
 			c.bad("%v: valid, but in no mapped view", where)
 		}
 		if info.Writing {

@@ -21,6 +21,7 @@ func (s *System) Snapshot() Snapshot {
 	s.pfn.Lock()
 	c := s.pfn.Counts()
 	pages, views, limit := s.cache.pages+s.cache.leaving, s.cache.views, s.cache.limit
+	locked := s.locked
 	budget, frames := s.budget, s.pfn.Frames()
 	s.pfn.Unlock()
 	n := &s.n
@@ -28,7 +29,7 @@ func (s *System) Snapshot() Snapshot {
 		Budget: budget, MaxMemory: s.config.MaxMemory,
 		Frames: frames, Retired: c.Retired, Zeroed: c.Zeroed, Free: c.Free, Standby: c.Standby, Modified: c.Modified,
 		ModifiedNoWrite: c.ModifiedNoWrite, Transition: c.Transition, Active: c.Active, Bad: c.Bad, RecordFrames: c.Records,
-		HostPages: pages, HostLimit: limit, Views: views,
+		HostPages: pages, HostLimit: limit, Views: views, Locked: locked,
 		RecordBytes: s.recordBytes(),
 		Counters: Counters{
 			PageFaults: n.pageFaults.Load(), DemandZeroFaults: n.demandZeroFaults.Load(),
@@ -57,7 +58,8 @@ func (s *System) Snapshot() Snapshot {
 		snap.PageFiles = append(snap.PageFiles, f.info())
 	}
 	s.segMu.Lock()
-	snap.Sections = uint64(len(s.segs))
+	snap.Spaces = uint64(len(s.spaces))
+	snap.Sections = uint64(len(s.segs)) - snap.Spaces
 	s.segMu.Unlock()
 	return snap
 }

@@ -169,6 +169,10 @@ func (r *reading) pass(host bool) (wait *pageIO, err error) {
 		end := min(r.last, p|(ViewPages-1))
 		key := p >> viewShift
 		id := g.leafAt(key)
+		if g.private && !g.allCommitted(id, p, end) {
+			r.abandon()
+			return nil, StatusNotCommitted
+		}
 		if id == 0 && host {
 			if id, err = g.makeLeaf(key, 0); err != nil {
 				r.abandon()
@@ -252,6 +256,10 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 		i := uint(p % ViewPages)
 		switch w := s.rec.word(l, i); w.kind() {
 		case kindZero:
+			if g.private {
+				r.set.slices[at], r.set.frames[at] = g.demandZero(id, l, i)
+				continue
+			}
 			r.set.slices[at] = s.zeroPage
 			holes++
 		case kindValid, kindTransition:

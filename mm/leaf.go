@@ -28,9 +28,9 @@ const (
 // A leaf outlives its frames: it goes when no word and no host page is left in it, and it is not being trimmed.
 type leaf struct {
 	base uint64 // first page, a multiple of 64; immutable
-	host uint64 // one bit a page: the host kernel may hold a copy; PFN lock
+	host uint64 // one bit a page: the host kernel may hold a copy (private: the page is locked); PFN lock
 	seg  uint32 // its segment; immutable
-	next uint32 // first-in-first-out queue of mapped views; PFN lock
+	next uint32 // first-in-first-out queue of mapped views (private: half of the reset bits); PFN lock
 	prev uint32
 	// words names the array in the slab of its class. Changes with the segment's lock and the PFN lock held.
 	words uint32
@@ -42,6 +42,7 @@ type leaf struct {
 const (
 	leafMapped   = 1 << iota // on the queue
 	leafTrimming             // off the queue, the trimmer has it
+	leafPrivate              // of a process's private memory, which no view maps (space.go); immutable
 )
 
 // classWords is how many words a class has.
@@ -78,13 +79,15 @@ type records struct {
 	w4       *offheap.Slab[words4]
 	w16      *offheap.Slab[words16]
 	w64      *offheap.Slab[words64]
+
+	workingSets map[uint32]*workingSet // of private segments; PFN lock
 }
 
 // newRecords makes slabs that together can grow to a little over limit bytes each; the record charge is what bounds
 // them in truth.
 func newRecords(limit uint64) (*records, error) {
 	n := func(size uintptr) uint32 { return uint32(min(max(limit/uint64(size), 1024), math.MaxUint32-1)) }
-	r := &records{}
+	r := &records{workingSets: make(map[uint32]*workingSet)}
 	var err error
 	if r.leaves, err = offheap.NewSlab[leaf](n(unsafe.Sizeof(leaf{}))); err != nil {
 		return nil, err
@@ -141,6 +144,9 @@ func (r *records) set(l *leaf, i uint, w pte) {
 		l.live++
 	case *p != 0 && w == 0:
 		l.live--
+	}
+	if l.flags&leafPrivate != 0 {
+		r.count(l.seg, *p, w)
 	}
 	*p = w
 }
@@ -307,6 +313,9 @@ func (g *Segment) insertLeaf(key uint64) (uint32, error) {
 	g.sys.pfn.Lock()
 	l := r.leaves.At(id)
 	l.base, l.seg = key<<viewShift, g.id
+	if g.private {
+		l.flags = leafPrivate
+	}
 	g.sys.pfn.Unlock()
 	g.leaves++
 	return id, nil
@@ -335,7 +344,7 @@ func (g *Segment) dropLeafIfEmpty(key uint64) {
 	r := g.sys.rec
 	l := r.leaves.At(id)
 	g.sys.pfn.Lock()
-	empty := l.live == 0 && l.host == 0 && l.flags == 0
+	empty := l.live == 0 && l.host == 0 && l.flags&^leafPrivate == 0
 	class, words := l.class, l.words
 	if empty {
 		l.seg = 0

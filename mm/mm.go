@@ -25,6 +25,13 @@
 //	balance set manager                  balancer
 //	nonpaged pool                        record frames (records.go)
 //	hot add and removal of memory        SetMemory (resize.go)
+//	private memory of a process          Space (space.go); address spaces proper are in mm/process
+//
+// # Private memory
+//
+// A process's private pages (Space) live the same life in a segment of their own. There valid means in the process's working
+// set, and no host or view is involved: pages leave when the working set is at its limit, when the process asks, or in turns
+// with other processes' when frames are short; a fault that finds none writes pages out itself. Locked pages are pinned.
 //
 // # Locks, in order
 //
@@ -141,6 +148,12 @@ type System struct {
 	segs map[uint32]*Segment
 	// +checklocks:segMu
 	lastSeg uint32
+	// +checklocks:segMu
+	spaces []*Space
+	// +checklocks:segMu
+	spaceTurn int // the space that gives pages first when frames are short
+
+	locked uint64 // pages locked in all spaces; PFN lock
 
 	writer   *thread
 	trimmer  *thread
@@ -259,6 +272,7 @@ func (s *System) leaks() error {
 		}
 	}
 	leak(snap.Sections, "sections")
+	leak(snap.Spaces, "address spaces")
 	leak(snap.Frames-snap.Zeroed-snap.Free-snap.Bad, "frames")
 	leak(snap.Commit, "pages of commit")
 	leak(snap.RecordBytes, "bytes of records")

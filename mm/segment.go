@@ -10,7 +10,9 @@ import (
 type Segment struct {
 	sys  *System
 	id   uint32
-	host Host
+	host Host // nil of private memory
+
+	private bool // a process's private memory: valid is in its working set, and only what is committed can be touched
 
 	unmapping atomic.Int32 // trims that have the host write back just now: such WRITEs are not delayed
 
@@ -153,6 +155,10 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO) {
 			s.pfn.Unlock()
 			return g.ioOn(l.base + uint64(i))
 		}
+	}
+	if g.private {
+		s.unlockPages(l, pageMask(lo, hi))
+		l.setReset(l.reset() &^ pageMask(lo, hi))
 	}
 	for i := lo; i <= hi && i < uint(len(words)); i++ {
 		w := words[i]
@@ -399,7 +405,11 @@ func (s *System) leafInfo(id uint32) []PageInfo {
 		if w == 0 && !host {
 			continue
 		}
-		infos = append(infos, s.pageInfo(l.base+uint64(i), w, host))
+		info := s.pageInfo(l.base+uint64(i), w, host)
+		if l.flags&leafPrivate != 0 {
+			info.Host, info.Locked = false, host
+		}
+		infos = append(infos, info)
 	}
 	return infos
 }

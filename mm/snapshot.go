@@ -30,6 +30,8 @@ type Snapshot struct {
 
 	RecordBytes uint64 // prototype PTEs, leaves, inodes, names, slots
 	Sections    uint64
+	Spaces      uint64 // private memories of processes
+	Locked      uint64 // pages locked in working sets
 
 	PageFiles  []PageFileInfo
 	Compressed CompressedInfo
@@ -98,6 +100,7 @@ type PageInfo struct {
 	PageFile int    // page file that holds a copy, or −1
 	Slot     int64  // slot in it, or −1
 	Host     bool   // the host kernel may hold a copy (mapped in a view)
+	Locked   bool   // locked in its process's working set
 }
 
 // The state letters of `map`, one a page.

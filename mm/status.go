@@ -20,6 +20,12 @@ const (
 	StatusWorkingSetQuota         // more pages would have to stay in memory than may (STATUS_WORKING_SET_QUOTA)
 )
 
+// What only a Space says: no file operation ends in one of these.
+const (
+	StatusNotCommitted Status = 0x100 + iota // the page is not committed (STATUS_NOT_COMMITTED)
+	StatusNoFrames                           // no frame can be had for a page to be locked (STATUS_INSUFFICIENT_RESOURCES)
+)
+
 var statusText = [...]string{
 	StatusSuccess:          "success",
 	StatusCommitmentLimit:  "commitment limit: no frame and no page-file slot is left to promise",
@@ -33,10 +39,18 @@ var statusText = [...]string{
 	StatusWorkingSetQuota:  "working set quota: at most half of memory can be kept from leaving it",
 }
 
+var spaceText = map[Status]string{
+	StatusNotCommitted: "page not committed",
+	StatusNoFrames:     "insufficient resources: no frame can be had",
+}
+
 // Error is the status in words.
 func (s Status) Error() string {
 	if int(s) < len(statusText) {
 		return statusText[s]
+	}
+	if text, ok := spaceText[s]; ok {
+		return text
 	}
 	return fmt.Sprintf("status %d", uint32(s))
 }

@@ -68,6 +68,9 @@ func (s *System) forgetRefused() {
 // mapHost notes that the host may hold the pages of mask in view l. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
+	if l.flags&leafPrivate != 0 {
+		return
+	}
 	c := &s.cache
 	c.pages += uint64(bits.OnesCount64(mask &^ l.host))
 	l.host |= mask
@@ -83,6 +86,9 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 // unmapHost notes that the host has dropped the pages of mask. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) unmapHost(id uint32, l *leaf, mask uint64) {
+	if l.flags&leafPrivate != 0 {
+		return
+	}
 	s.cache.pages -= uint64(bits.OnesCount64(mask & l.host))
 	l.host &^= mask
 	if l.host == 0 && l.flags&leafMapped != 0 {
@@ -325,6 +331,7 @@ func (s *System) trimLoop(t *thread) {
 		case <-t.wake:
 		}
 		s.forgetRefused()
+		s.balanceSpaces()
 		for !t.stopped() && s.overLimit() {
 			n, _, err := s.trimOldest(false)
 			if err != nil {

@@ -213,6 +213,10 @@ func (w *writing) try() (wait *pageIO, read *uint64, err error) {
 		g.mu.Unlock()
 		return nil, nil, StatusDeleted
 	}
+	if g.private && !g.allCommitted(g.leafAt(key), w.pages[0].index, w.pages[len(w.pages)-1].index) {
+		g.mu.Unlock()
+		return nil, nil, StatusNotCommitted
+	}
 	id, err := g.makeLeaf(key, hi+1)
 	if err != nil {
 		g.mu.Unlock()

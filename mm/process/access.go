@@ -1,0 +1,174 @@
+package process
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"memfs/mm"
+)
+
+// Read copies memory into buf, as loads do. The pages are checked in order before any is read, so that what faults has no
+// effect but that of the exception: an *Exception, with the address of the first byte that could not be read.
+func (p *Process) Read(addr uint64, buf []byte) error {
+	return p.touch(Read, addr, uint64(len(buf)), func(v *vad, at, i, n uint64) error { return p.load(v, at, buf[i:i+n]) })
+}
+
+// Write copies data into memory, as stores do. Like Read, all or nothing.
+func (p *Process) Write(addr uint64, data []byte) error {
+	return p.touch(Write, addr, uint64(len(data)), func(v *vad, at, i, n uint64) error { return p.store(v, at, data[i:i+n]) })
+}
+
+// Execute fetches the instruction at addr: it checks and faults, and runs nothing.
+func (p *Process) Execute(addr uint64) error {
+	var b [1]byte
+	err := p.touch(Fetch, addr, 1, func(v *vad, at, _, _ uint64) error { return p.load(v, at, b[:]) })
+	var e *Exception
+	if errors.As(err, &e) && e.Code == StatusAccessViolation && e.Kind == Fetch {
+		return p.denied(e)
+	}
+	return err
+}
+
+// load reads pages that have been checked and are held.
+func (p *Process) load(v *vad, addr uint64, buf []byte) error {
+	switch {
+	case v.system:
+		copy(buf, p.sharedPage()[addr%PageSize:])
+		return nil
+	case v.physical:
+		return p.awe.each(addr, len(buf), func(at uint64, i, n int) error { return p.awe.space.Read(at, buf[i:i+n]) })
+	}
+	return p.space.Read(addr, buf)
+}
+
+func (p *Process) store(v *vad, addr uint64, data []byte) error {
+	if v.physical {
+		return p.awe.each(addr, len(data), func(at uint64, i, n int) error { return p.awe.space.Write(at, data[i:i+n]) })
+	}
+	return p.space.Write(addr, data)
+}
+
+// touch checks size bytes at addr and runs f on them while the pages are held, once for each allocation that they lie in: f
+// gets the address, and the place and number of bytes.
+func (p *Process) touch(k Kind, addr, size uint64, f func(v *vad, at, i, n uint64) error) error {
+	if size == 0 {
+		return nil
+	}
+	for {
+		h, stack, err := p.begin(k, addr, size)
+		switch {
+		case err != nil:
+			return err
+		case stack != 0:
+			if err := p.growStack(stack, k, addr); err != nil {
+				return err
+			}
+			continue
+		}
+		if err = p.copyHeld(addr, size, f); err != nil {
+			err = p.inPage(err, k, addr, h.last)
+		}
+		p.finish(h, k)
+		return err
+	}
+}
+
+// begin holds the pages of an access and checks them. A page number in stack says that the guard page of a stack was
+// touched, and the stack is to grow before the access is tried again.
+func (p *Process) begin(k Kind, addr, size uint64) (h *hold, stack uint64, err error) {
+	first, last := addr>>pageShift, (addr+size-1)>>pageShift
+	if last < first || addr+size-1 < addr {
+		last = everything
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h = p.acquire(first, last, false)
+	stack, err = p.check(k, addr, first, last)
+	if err != nil || stack != 0 {
+		p.release(h)
+	}
+	return h, stack, err
+}
+
+// finish ends an access: what was written is marked so.
+func (p *Process) finish(h *hold, k Kind) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if k == Write {
+		for page := h.first; page <= h.last; {
+			v := p.find(page)
+			if v == nil {
+				break
+			}
+			v.watch.mark(page, min(h.last, v.last))
+			page = v.last + 1
+		}
+	}
+	p.release(h)
+}
+
+// check decides about an access in the order in which the processor and the memory manager do: what is not there, guard
+// pages, then protection; page by page. stack is
+// the page of a stack's guard that was touched.
+// +checklocks:p.mu
+func (p *Process) check(k Kind, addr, first, last uint64) (stack uint64, err error) {
+	dep := p.dep.on
+	kind := k
+	if k == Fetch && !dep {
+		kind = fetchNo
+	}
+	var cur *vad
+	for page := first; page <= last; page++ {
+		at := max(addr, page<<pageShift)
+		if cur == nil || page > cur.last {
+			cur = p.find(page)
+		}
+		if cur == nil || p.ended {
+			return 0, &Exception{StatusAccessViolation, kind, at}
+		}
+		i := cur.runAt(page)
+		a := cur.runs[i].attr
+		if cur.physical {
+			a = attr{committed: p.awe.mapped(page), protection: ReadWrite}
+		}
+		switch {
+		case !a.committed || a.offered:
+			return 0, &Exception{StatusAccessViolation, kind, at}
+		case a.protection&Guard != 0:
+			if p.stackOf(page) != nil {
+				return page, nil
+			}
+			cur.set(page, page, func(a attr) attr { a.protection &^= Guard; return a })
+			p.guards.Add(1)
+			return 0, &Exception{StatusGuardPageViolation, k, at}
+		case !a.protection.allows(k, dep):
+			return 0, &Exception{StatusAccessViolation, kind, at}
+		}
+		if !cur.physical {
+			page = min(last, cur.end(i)) // the rest of the run is alike
+		}
+	}
+	return 0, nil
+}
+
+// inPage is what an access is told when its pages, up to last, could not be had. They are held.
+func (p *Process) inPage(err error, k Kind, addr, last uint64) error {
+	if !errors.Is(err, mm.StatusInPageError) && !errors.Is(err, mm.StatusOutPageError) {
+		return &Exception{StatusAccessViolation, k, addr} // the process has ended meanwhile
+	}
+	for page := addr >> pageShift; page < last; page++ {
+		if p.space.Touch(page, page) != nil {
+			return &Exception{StatusInPageError, k, max(addr, page<<pageShift)}
+		}
+	}
+	return &Exception{StatusInPageError, k, max(addr, last<<pageShift)}
+}
+
+// sharedPage is the page at 0x7FFE0000, as far as it says anything about memory management.
+func (p *Process) sharedPage() []byte {
+	b := make([]byte, PageSize)
+	binary.LittleEndian.PutUint32(b[0x26C:], 10) // NtMajorVersion
+	b[0x274+12] = 1                              // ProcessorFeatures[PF_NX_ENABLED]
+	b[0x2D5] = byte(p.machine.Policy())          // NXSupportPolicy
+	return b
+}

@@ -1,0 +1,126 @@
+package process
+
+// reset is MEM_RESET and MEM_RESET_UNDO: the contents may be dropped, or shall be kept after all. Busy: they are not
+// intact any more.
+func (p *Process) reset(first, last uint64, undo bool) error {
+	c, err := p.change(first, last)
+	defer p.done(c)
+	if err != nil {
+		return err
+	}
+	v := p.find(first)
+	if v == nil || !v.contains(first, last) || v.system || v.physical {
+		return InvalidAddress
+	}
+	intact := true
+	for _, r := range v.committed(first, last, true) {
+		if undo {
+			intact = p.space.UndoReset(r[0], r[1]) && intact
+		} else {
+			p.space.Reset(r[0], r[1])
+		}
+	}
+	if !intact {
+		return Busy
+	}
+	return nil
+}
+
+// aligned is span for calls that want whole pages.
+func (p *Process) aligned(addr, size uint64) (first, last uint64, ok bool) {
+	if addr%PageSize != 0 || size%PageSize != 0 {
+		return 0, 0, false
+	}
+	return p.span(addr, size)
+}
+
+// committed runs f on the pages of a range that must be committed and private, with nobody else using them.
+func (p *Process) committed(addr, size uint64, f func(v *vad, first, last uint64) error) error {
+	first, last, ok := p.aligned(addr, size)
+	if !ok {
+		return InvalidParameter
+	}
+	c, err := p.change(first, last)
+	defer p.done(c)
+	if err != nil {
+		return err
+	}
+	v := p.find(first)
+	if v == nil || !v.contains(first, last) || v.kind != TypePrivate || v.system ||
+		!v.all(first, last, func(a attr) bool { return a.committed }) {
+		return InvalidParameter
+	}
+	return f(v, first, last)
+}
+
+// Offer is OfferVirtualMemory: the contents may be dropped, and the pages cannot be touched until they are reclaimed.
+// priority is 1 (very low) to 4 (normal). InvalidParameter for everything that makes no sense.
+func (p *Process) Offer(addr, size uint64, priority uint32) error {
+	if priority < 1 || priority > 4 {
+		return InvalidParameter
+	}
+	return p.committed(addr, size, func(v *vad, first, last uint64) error {
+		p.space.UnlockAll(first, last)
+		// Pages that no store has leave the working set only to be dropped, which is what is wanted when frames are short, and
+		// not before.
+		p.space.Reset(first, last)
+		v.set(first, last, func(a attr) attr { a.offered = true; return a })
+		return nil
+	})
+}
+
+// Reclaim is ReclaimVirtualMemory. Busy: the contents were dropped; the pages can be used, and are zeros or what they were.
+func (p *Process) Reclaim(addr, size uint64) error {
+	return p.committed(addr, size, func(v *vad, first, last uint64) error {
+		if !v.all(first, last, func(a attr) bool { return a.offered }) {
+			return InvalidParameter
+		}
+		v.set(first, last, func(a attr) attr { a.offered = false; return a })
+		if !p.space.UndoReset(first, last) {
+			return Busy
+		}
+		return nil
+	})
+}
+
+// Discard is DiscardVirtualMemory: the contents are dropped at once; the pages stay committed.
+func (p *Process) Discard(addr, size uint64) error {
+	return p.committed(addr, size, func(v *vad, first, last uint64) error {
+		p.space.Discard(first, last)
+		v.set(first, last, func(a attr) attr { a.offered = false; return a })
+		return nil
+	})
+}
+
+// Range is an entry of PrefetchVirtualMemory.
+type Range struct{ Address, Bytes uint64 }
+
+// Prefetch is PrefetchVirtualMemory: what the ranges have in page files comes back as far as frames are free, but not into
+// the working set. Memory that is not there is passed over. InvalidParameter: no range, or an empty one.
+func (p *Process) Prefetch(ranges []Range) error {
+	if len(ranges) == 0 {
+		return InvalidParameter
+	}
+	for _, r := range ranges {
+		if r.Bytes == 0 {
+			return InvalidParameter
+		}
+	}
+	for _, r := range ranges {
+		first, last, ok := p.span(r.Address, r.Bytes)
+		if !ok {
+			continue
+		}
+		p.mu.Lock()
+		h := p.acquire(first, last, false)
+		p.mu.Unlock()
+		_, err := p.space.Prefetch(first, last)
+		p.mu.Lock()
+		p.release(h)
+		p.mu.Unlock()
+		if err != nil {
+			return win32(err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package process
+
+import (
+	"slices"
+
+	"memfs/mm"
+)
+
+// MemoryStatus is what GlobalMemoryStatusEx says (MEMORYSTATUSEX), in bytes. Physical memory is the machine's frames; the
+// page file is, as there, what can be committed.
+type MemoryStatus struct {
+	Load                       uint32 // percent of physical memory in use
+	TotalPhys, AvailPhys       uint64
+	TotalPageFile, AvailPage   uint64
+	TotalVirtual, AvailVirtual uint64
+}
+
+// MemoryStatus is GlobalMemoryStatusEx.
+func (p *Process) MemoryStatus() MemoryStatus {
+	s := p.machine.sys.Snapshot()
+	available := s.Zeroed + s.Free
+	for _, n := range s.Standby {
+		available += n
+	}
+	m := MemoryStatus{
+		TotalPhys: s.Frames << pageShift, AvailPhys: available << pageShift,
+		TotalPageFile: s.CommitLimit << pageShift, AvailPage: (s.CommitLimit - min(s.CommitLimit, s.Commit)) << pageShift,
+		TotalVirtual: p.high - p.low + 1,
+	}
+	m.Load = uint32((m.TotalPhys - m.AvailPhys) / max(m.TotalPhys/100, 1))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m.AvailVirtual = m.TotalVirtual - min(m.TotalVirtual, p.virtual<<pageShift)
+	return m
+}
+
+// Counters is what GetProcessMemoryInfo says (PROCESS_MEMORY_COUNTERS_EX), in bytes.
+type Counters struct {
+	PageFaults                      uint64
+	WorkingSet, PeakWorkingSet      uint64
+	Pagefile, PeakPagefile, Private uint64 // commit charge
+	Virtual, PeakVirtual            uint64
+	Locked                          uint64
+}
+
+// MemoryInfo is GetProcessMemoryInfo, and the sizes of the address space.
+func (p *Process) MemoryInfo() Counters {
+	now, peak, faults := p.space.WorkingSet()
+	committed := p.space.Committed() << pageShift
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Counters{
+		PageFaults: faults, WorkingSet: now << pageShift, PeakWorkingSet: peak << pageShift,
+		Pagefile: committed, PeakPagefile: max(p.commitPeak<<pageShift, committed), Private: committed,
+		Virtual: p.virtual << pageShift, PeakVirtual: p.virtualPeak << pageShift, Locked: p.space.Locked() << pageShift,
+	}
+}
+
+// Guards is how many guard page exceptions there were.
+func (p *Process) Guards() uint64 { return p.guards.Load() }
+
+// Pages calls f for every committed page, in order, until f returns false: for pagemap and smaps.
+func (p *Process) Pages(f func(mm.PageInfo) bool) { p.space.Each(0, everything, f) }
+
+// Heap is GetProcessHeap as far as memory goes: the base of a region of 1 MiB whose first page is committed, made at the
+// first call. CommitmentLimit if it cannot be had.
+func (p *Process) Heap() (uint64, error) {
+	p.mu.Lock()
+	base := p.heap
+	p.mu.Unlock()
+	if base != 0 {
+		return base, nil
+	}
+	base, err := p.Alloc(0, 1<<20, MemReserve, ReadWrite)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := p.Alloc(base, PageSize, MemCommit, ReadWrite); err != nil {
+		return 0, p.undo(base, err)
+	}
+	p.mu.Lock()
+	other := p.heap
+	if other == 0 {
+		p.heap = base
+		if v := p.find(base >> pageShift); v != nil {
+			v.use = "heap"
+		}
+	}
+	p.mu.Unlock()
+	if other != 0 {
+		return other, p.Free(base, 0, MemRelease) // two came at once
+	}
+	return base, nil
+}
+
+// NotificationKind is what a memory resource notification is about.
+type NotificationKind uint32
+
+// The kinds.
+const (
+	LowMemory  NotificationKind = 0
+	HighMemory NotificationKind = 1
+)
+
+// Notified is QueryMemoryResourceNotification: whether available memory is low (a thirty-second of the frames, or 32 MiB,
+// whichever is less) or plenty (three times that). InvalidParameter for another kind.
+func (m *Machine) Notified(kind NotificationKind) (bool, error) {
+	if !slices.Contains([]NotificationKind{LowMemory, HighMemory}, kind) {
+		return false, InvalidParameter
+	}
+	s := m.sys.Snapshot()
+	available := s.Zeroed + s.Free
+	for _, n := range s.Standby {
+		available += n
+	}
+	low := min(s.Frames/32, 32<<20>>pageShift)
+	if kind == LowMemory {
+		return available <= low, nil
+	}
+	return available >= 3*low, nil
+}

@@ -1,0 +1,271 @@
+// Package process is simulated processes: virtual address spaces with the exact semantics of the Win32 memory API. A
+// process has a tree of virtual address descriptors (vad.go), each with the protection of its pages; the pages themselves
+// are an mm.Space, so that they compete with files' pages for the same frames. Nothing is executed: programs are whoever
+// calls the methods, which are named after the Win32 calls without Virtual or Process, and return an Error or, where
+// memory is touched, an *Exception.
+//
+// # Locks
+//
+// Process.mu guards everything about one process and is never held across I/O. An access holds its pages (see hold) while
+// it copies and faults; a call that changes pages holds them exclusively. So a change of protection takes effect when
+// every access that began before it has ended, as after a TLB shoot-down, and nobody waits behind a page that he has no
+// business with. Machine.mu is taken before no other lock.
+package process
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"memfs/mm"
+)
+
+// Image is what a process runs, as far as memory management cares.
+type Image struct {
+	Name string // of the program, for the opt-in and opt-out lists
+	Arch Arch
+	// LargeAddressAware gives an x86 process 4 GiB instead of 2.
+	LargeAddressAware bool
+	NXCompat          bool // linked with /NXCOMPAT
+	System            bool // a binary of the system: DEP is on under OptIn
+	LockMemory        bool // holds SeLockMemoryPrivilege
+	DEPFixed          bool // its DEP state was set at creation and cannot change
+	Limits            Limits
+}
+
+// Limits are a process's quotas in bytes; 0 is none.
+type Limits struct {
+	Commit  uint64
+	Virtual uint64
+}
+
+// Process is one simulated process. Its methods may be called at once from several goroutines.
+type Process struct {
+	machine   *Machine
+	id        uint32
+	image     Image
+	space     *mm.Space
+	low, high uint64 // user addresses, inclusive
+
+	mu   sync.Mutex
+	turn sync.Cond // a hold has ended
+	// +checklocks:mu
+	holds []*hold // in order of arrival
+	// +checklocks:mu
+	vads []*vad // ascending, not overlapping
+	// +checklocks:mu
+	virtual uint64 // pages in vads
+	// +checklocks:mu
+	virtualPeak uint64
+	// +checklocks:mu
+	commitPeak uint64
+	// +checklocks:mu
+	committing uint64 // pages being committed just now; may count in the space already
+	// +checklocks:mu
+	recorded int // bytes of records charged
+	// +checklocks:mu
+	bitmaps int // of which for write watches
+	// +checklocks:mu
+	ended bool
+	// +checklocks:mu
+	dep depState
+	// +checklocks:mu
+	ws wsLimits
+	// +checklocks:mu
+	threads []*Thread
+	// +checklocks:mu
+	heap uint64 // base of the process heap; 0 = not made yet
+	// +checklocks:mu
+	awe *physicalPages // AllocateUserPhysicalPages; nil = none
+
+	lastError  atomic.Uint32
+	violations atomic.Uint64 // of DEP
+	guards     atomic.Uint64 // guard page exceptions
+}
+
+// hold is pages in use: by accesses together, or by a call that changes them alone. Holds are granted in order of arrival,
+// so that nobody waits forever.
+type hold struct {
+	first, last uint64
+	exclusive   bool
+	granted     bool
+}
+
+func (h *hold) conflicts(o *hold) bool {
+	return (h.exclusive || o.exclusive) && h.first <= o.last && o.first <= h.last
+}
+
+// everything is the last page of any address space.
+const everything = 1<<52 - 1
+
+// acquire waits until pages can be held. It gives p.mu up while it waits: what was known before is known no more.
+// +checklocks:p.mu
+func (p *Process) acquire(first, last uint64, exclusive bool) *hold {
+	h := &hold{first: first, last: last, exclusive: exclusive}
+	p.holds = append(p.holds, h)
+	for !p.grantable(h) {
+		p.turn.Wait()
+	}
+	h.granted = true
+	return h
+}
+
+// grantable says whether nobody who came before h, or holds pages already, stands in its way: a new allocation's pages are
+// held by whoever made it, ahead of those who wait.
+// +checklocks:p.mu
+func (p *Process) grantable(h *hold) bool {
+	before := true
+	for _, o := range p.holds {
+		if o == h {
+			before = false
+		} else if (before || o.granted) && h.conflicts(o) {
+			return false
+		}
+	}
+	return true
+}
+
+// +checklocks:p.mu
+func (p *Process) release(h *hold) {
+	for i, o := range p.holds {
+		if o == h {
+			p.holds = append(p.holds[:i], p.holds[i+1:]...)
+			break
+		}
+	}
+	p.turn.Broadcast()
+}
+
+// highest is the highest user address of an image, inclusive.
+func highest(i Image) uint64 {
+	switch {
+	case i.Arch == X86 && i.LargeAddressAware:
+		return 0xFFFEFFFF
+	case i.Arch == X86:
+		return 0x7FFEFFFF
+	}
+	return 0x7FFFFFFEFFFF
+}
+
+// sharedData is the address of the page of the system's that every process can read (KUSER_SHARED_DATA).
+const sharedData = 0x7FFE0000
+
+// processBytes is what a process costs in records before it allocates anything.
+const processBytes = 1024
+
+func (m *Machine) newProcess(id uint32, i Image) (*Process, error) {
+	if err := m.sys.ChargeRecord(processBytes); err != nil {
+		return nil, win32(err)
+	}
+	p := &Process{machine: m, id: id, image: i, low: Granularity, high: highest(i)}
+	p.turn.L = &p.mu
+	p.space = m.sys.NewSpace()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recorded = processBytes
+	p.dep = m.initialDEP(i)
+	p.ws = defaultLimits()
+	p.applyLimits()
+	v := newVAD(sharedData>>pageShift, sharedData>>pageShift, ReadOnly)
+	v.system, v.use = true, "KUSER_SHARED_DATA"
+	v.runs[0].attr = attr{committed: true, protection: ReadOnly}
+	p.insert(v)
+	return p, nil
+}
+
+// ID is the number that the process has in its machine.
+func (p *Process) ID() uint32 { return p.id }
+
+// Image is what the process runs.
+func (p *Process) Image() Image { return p.image }
+
+// LastError is what the last call that failed, or SetLastError, left.
+func (p *Process) LastError() Error { return Error(p.lastError.Load()) }
+
+// SetLastError sets what LastError says.
+func (p *Process) SetLastError(e Error) { p.lastError.Store(uint32(e)) }
+
+// Lowest and Highest are the bounds of the user address space, inclusive.
+func (p *Process) Lowest() uint64 { return p.low }
+
+// Highest is the highest user address, inclusive.
+func (p *Process) Highest() uint64 { return p.high }
+
+// end gives everything back. It waits for accesses and calls under way.
+func (p *Process) end() {
+	p.mu.Lock()
+	p.ended = true
+	h := p.acquire(0, everything, true)
+	p.vads, p.virtual = nil, 0
+	n, awe := p.recorded, p.awe
+	p.recorded, p.awe = 0, nil
+	p.mu.Unlock()
+	p.space.Delete()
+	if awe != nil {
+		awe.space.Delete()
+	}
+	p.machine.sys.ReleaseRecord(n)
+	p.mu.Lock()
+	p.release(h)
+	p.mu.Unlock()
+}
+
+// change begins a call that may change pages first..last and adds up to two runs and one vad: their records are charged
+// beforehand, so that the call cannot fail half-way. It returns with p.mu and the hold held; done ends both.
+// +checklocksacquire:p.mu
+func (p *Process) change(first, last uint64) (*changing, error) {
+	const most = vadBytes + 4*runBytes
+	if err := p.machine.sys.ChargeRecord(most); err != nil {
+		p.mu.Lock()
+		return nil, win32(err)
+	}
+	p.mu.Lock()
+	c := &changing{charged: most, hold: p.acquire(first, last, true)}
+	if p.ended {
+		return c, AccessDenied
+	}
+	return c, nil
+}
+
+// changing is a call that changes an address space.
+type changing struct {
+	charged int
+	hold    *hold
+}
+
+// done ends a change.
+// +checklocksrelease:p.mu
+func (p *Process) done(c *changing) {
+	over := 0
+	if c != nil {
+		over = c.charged - p.settle(c.charged)
+		p.release(c.hold)
+	}
+	p.mu.Unlock()
+	if over > 0 {
+		p.machine.sys.ReleaseRecord(over)
+	}
+}
+
+// settle brings what is charged for records up to what there are, with at most have bytes charged beforehand, and says how
+// much of that it took; less than nothing if records went.
+// +checklocks:p.mu
+func (p *Process) settle(have int) int {
+	if p.ended {
+		return 0
+	}
+	want := processBytes + p.bitmaps
+	for _, v := range p.vads {
+		want += vadBytes + len(v.runs)*runBytes
+	}
+	took := min(want-p.recorded, have)
+	p.recorded += took
+	return took
+}
+
+// unlocked runs I/O without p.mu; the pages stay held.
+// +checklocks:p.mu
+func (p *Process) unlocked(f func() error) error {
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	return f()
+}

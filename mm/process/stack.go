@@ -1,0 +1,106 @@
+package process
+
+import "slices"
+
+// Thread is a thread, as far as memory management cares: its stack, which grows downwards a page at a time when its guard
+// page is touched.
+type Thread struct {
+	ID     uint32
+	Bottom uint64 // lowest address of the reservation
+	Top    uint64 // first address above it
+}
+
+const (
+	defaultStack  = 0x100000
+	initialCommit = PageSize
+)
+
+// NewThread makes a thread with a stack of size bytes reserved (0 = 1 MiB) and one page committed above a guard page.
+// Errors as Alloc.
+func (p *Process) NewThread(size uint64) (Thread, error) {
+	if size == 0 {
+		size = defaultStack
+	}
+	size = (size + Granularity - 1) &^ (Granularity - 1)
+	bottom, err := p.Alloc(0, size, MemReserve, ReadWrite)
+	if err != nil {
+		return Thread{}, err
+	}
+	top := bottom + size
+	if _, err := p.Alloc(top-initialCommit-PageSize, PageSize, MemCommit, ReadWrite|Guard); err != nil {
+		return Thread{}, p.undo(bottom, err)
+	}
+	if _, err := p.Alloc(top-initialCommit, initialCommit, MemCommit, ReadWrite); err != nil {
+		return Thread{}, p.undo(bottom, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := &Thread{ID: p.id + 4*uint32(len(p.threads)+1), Bottom: bottom, Top: top}
+	p.threads = append(p.threads, t)
+	if v := p.find(bottom >> pageShift); v != nil {
+		v.use = "stack"
+	}
+	return *t, nil
+}
+
+func (p *Process) undo(base uint64, err error) error {
+	_ = p.Free(base, 0, MemRelease)
+	return err
+}
+
+// EndThread ends a thread and frees its stack. InvalidHandle if there is no such thread.
+func (p *Process) EndThread(id uint32) error {
+	p.mu.Lock()
+	i := slices.IndexFunc(p.threads, func(t *Thread) bool { return t.ID == id })
+	if i < 0 {
+		p.mu.Unlock()
+		return InvalidHandle
+	}
+	bottom := p.threads[i].Bottom
+	p.threads = slices.Delete(p.threads, i, i+1)
+	p.mu.Unlock()
+	return p.Free(bottom, 0, MemRelease)
+}
+
+// Threads lists the threads.
+func (p *Process) Threads() (threads []Thread) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.threads {
+		threads = append(threads, *t)
+	}
+	return threads
+}
+
+// stackOf is the thread whose stack a page belongs to.
+// +checklocks:p.mu
+func (p *Process) stackOf(page uint64) *Thread {
+	for _, t := range p.threads {
+		if t.Bottom>>pageShift <= page && page < t.Top>>pageShift {
+			return t
+		}
+	}
+	return nil
+}
+
+// growStack moves the guard page of a stack, which was touched, one page down. When it has reached the last but one page,
+// or nothing can be committed, the stack has overflowed: the guard is gone and the program is told
+// (MiCheckForUserStackOverflow).
+func (p *Process) growStack(page uint64, k Kind, addr uint64) error {
+	c, err := p.change(page-1, page)
+	defer p.done(c)
+	if err != nil {
+		return err
+	}
+	v, t := p.find(page), p.stackOf(page)
+	if v == nil || t == nil || v.at(page).protection&Guard == 0 {
+		return nil // somebody else was faster; look again
+	}
+	unguard := func(a attr) attr { a.protection &^= Guard; return a }
+	if page-1 <= t.Bottom>>pageShift || p.commitPages(v, page-1, page-1, ReadWrite|Guard) != nil {
+		v.set(page, page, unguard)
+		return &Exception{StatusStackOverflow, k, max(addr, page<<pageShift)}
+	}
+	v.set(page, page, unguard)
+	return nil
+}

@@ -1,0 +1,199 @@
+package process
+
+import (
+	"errors"
+
+	"memfs/mm"
+)
+
+// wsLimits are the bounds of a working set in pages.
+type wsLimits struct {
+	min, max uint64
+	flags    uint32
+}
+
+// Flags of SetProcessWorkingSetSizeEx.
+const (
+	HardMinEnable  = 1
+	HardMinDisable = 2
+	HardMaxEnable  = 4
+	HardMaxDisable = 8
+)
+
+const (
+	lowestMin = 20 // pages; a lower minimum becomes this
+	lowestMax = 13
+)
+
+func defaultLimits() wsLimits {
+	return wsLimits{min: 50, max: 345, flags: HardMinDisable | HardMaxDisable}
+}
+
+// applyLimits tells the memory manager. A maximum that is not hard may be exceeded while frames are plenty.
+// +checklocks:p.mu
+func (p *Process) applyLimits() {
+	high := uint64(0)
+	if p.ws.flags&HardMaxEnable != 0 {
+		high = p.ws.max
+	}
+	p.space.SetLimits(p.ws.min, high)
+}
+
+// WorkingSetSize is GetProcessWorkingSetSizeEx: the bounds in bytes and the QUOTA_LIMITS_ flags.
+func (p *Process) WorkingSetSize() (minimum, maximum uint64, flags uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ws.min << pageShift, p.ws.max << pageShift, p.ws.flags
+}
+
+// SetWorkingSetSize is SetProcessWorkingSetSizeEx, in bytes. Both all ones empties the working set instead.
+// InvalidParameter: bounds or flags that make no sense.
+func (p *Process) SetWorkingSetSize(minimum, maximum uint64, flags uint32) error {
+	none := ^uint64(0)
+	if p.image.Arch == X86 {
+		none = 0xFFFFFFFF
+	}
+	const minBits, maxBits = HardMinEnable | HardMinDisable, HardMaxEnable | HardMaxDisable
+	if flags&^(minBits|maxBits) != 0 || flags&minBits == minBits || flags&maxBits == maxBits {
+		return InvalidParameter
+	}
+	if minimum&none == none && maximum&none == none {
+		p.EmptyWorkingSet()
+		return nil
+	}
+	low, most := minimum>>pageShift, maximum>>pageShift
+	if minimum == 0 || minimum > maximum || most < lowestMax {
+		return InvalidParameter
+	}
+	low = max(low, lowestMin)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kept := p.ws.flags
+	for _, bits := range []uint32{minBits, maxBits} {
+		if flags&bits != 0 {
+			kept = kept&^bits | flags&bits
+		}
+	}
+	p.ws = wsLimits{min: low, max: max(low, most), flags: kept}
+	p.applyLimits()
+	return nil
+}
+
+// EmptyWorkingSet takes every page that is not locked out of the working set; touching it again is a soft fault.
+func (p *Process) EmptyWorkingSet() { p.space.Empty() }
+
+// PageFacts is what QueryWorkingSetEx says of a page (PSAPI_WORKING_SET_EX_BLOCK).
+type PageFacts struct {
+	Valid      bool
+	ShareCount uint32
+	Protection Protection
+	Shared     bool
+	Locked     bool
+}
+
+// WorkingSetEx is QueryWorkingSetEx for one address, any address. A page that is not in the working set has all else 0.
+func (p *Process) WorkingSetEx(addr uint64) PageFacts {
+	page := addr >> pageShift
+	p.mu.Lock()
+	v := p.find(page)
+	var a attr
+	if v != nil {
+		a = v.at(page)
+	}
+	p.mu.Unlock()
+	if v == nil || !a.committed || a.offered || a.protection.Base() == NoAccess || addr > p.high {
+		return PageFacts{}
+	}
+	i := p.space.Page(page)
+	if i.State != mm.StateActive {
+		return PageFacts{}
+	}
+	return PageFacts{Valid: true, Protection: a.protection, Locked: i.Locked}
+}
+
+// WorkingSetPage is one entry of QueryWorkingSet.
+type WorkingSetPage struct {
+	Address    uint64
+	Protection Protection
+	Locked     bool
+}
+
+// WorkingSet lists the pages in the working set, ascending.
+func (p *Process) WorkingSet() (pages []WorkingSetPage) {
+	p.space.Each(0, everything, func(i mm.PageInfo) bool {
+		if i.State == mm.StateActive {
+			pages = append(pages, WorkingSetPage{Address: i.Index << pageShift, Locked: i.Locked})
+		}
+		return true
+	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, w := range pages {
+		if v := p.find(w.Address >> pageShift); v != nil {
+			w.Protection = v.at(w.Address >> pageShift).protection
+			pages[n] = w
+			n++
+		}
+	}
+	return pages[:n]
+}
+
+// overhead is how many pages of the minimum working set cannot be locked.
+const overhead = 8
+
+// Lock is VirtualLock: the pages are brought in and stay. Locks do not nest. WorkingSetQuota: more than the minimum working
+// set less a little would be locked. NoAccessError: a page cannot be read. An armed guard page fails with
+// GuardPageViolation, once.
+func (p *Process) Lock(addr, size uint64) error {
+	first, last, ok := p.span(addr, size)
+	if !ok {
+		return InvalidParameter
+	}
+	p.mu.Lock()
+	most := p.ws.min - min(p.ws.min, overhead)
+	p.mu.Unlock()
+	var failed error
+	err := p.touch(Read, first<<pageShift, (last-first+1)<<pageShift, func(v *vad, at, _, n uint64) error {
+		if v.system || v.physical || failed != nil {
+			return nil // always there
+		}
+		failed = p.space.Lock(at>>pageShift, (at+n-1)>>pageShift, most)
+		return nil
+	})
+	if err == nil {
+		return win32(failed)
+	}
+	return quiet(err)
+}
+
+// quiet is the error that a call returns which met what would have been an exception in the program.
+func quiet(err error) error {
+	var e *Exception
+	if !errors.As(err, &e) {
+		return win32(err)
+	}
+	switch e.Code {
+	case StatusGuardPageViolation, StatusStackOverflow:
+		return GuardPageViolation
+	case StatusInPageError:
+		return SwapError
+	}
+	return NoAccessError
+}
+
+// Unlock is VirtualUnlock. NotLocked: a page was not locked; those leave the working set, and the others are unlocked.
+func (p *Process) Unlock(addr, size uint64) error {
+	first, last, ok := p.span(addr, size)
+	if !ok {
+		return InvalidParameter
+	}
+	p.mu.Lock()
+	v := p.find(first)
+	there := v != nil && v.contains(first, last) && v.all(first, last, func(a attr) bool { return a.committed })
+	p.mu.Unlock()
+	if !there || !p.space.Unlock(first, last) {
+		return NotLocked
+	}
+	return nil
+}

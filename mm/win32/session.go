@@ -1,0 +1,200 @@
+// Package win32 is the control language: Win32 calls, one a line, on simulated processes.
+//
+//	r = VirtualAlloc 0 0x10000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE
+//	Write $r+0x1000 c3
+//
+// Arguments are in Win32 order without the process handle and without out-parameters: numbers (decimal or 0x), constants
+// joined by |, $name of a variable with + or − a number, strings in double quotes, or bytes in hexadecimal. A trailing NULL
+// says that an out-parameter is NULL. The reply to a line is one line:
+//
+//	OK 0x10000 OldProtect=PAGE_READWRITE    the result, and fields named after structure members and out-parameters
+//	ERR 487 ERROR_INVALID_ADDRESS           the call failed with this last error
+//	EXC 0xC0000005 write 0x11000            the access raised this exception
+//
+// Calls are rows of a table (calls.go); packages above add their own by Register.
+package win32
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"memfs/mm/process"
+)
+
+// Session is one program's conversation: its process, its variables, and the other processes that it knows by name.
+type Session struct {
+	Machine *process.Machine
+
+	mu sync.Mutex
+	// +checklocks:mu
+	peers map[string]*peer
+	// +checklocks:mu
+	spawn func(name string) (*process.Process, error)
+}
+
+// peer is a process with its variables and what packages keep for it.
+type peer struct {
+	process   *process.Process
+	variables map[string]uint64
+	values    map[any]any
+}
+
+// NewSession makes a session in which p is the process that lines without a name mean. spawn makes the others at the first
+// use of their name; nil = there are none.
+func NewSession(m *process.Machine, p *process.Process, spawn func(name string) (*process.Process, error)) *Session {
+	s := &Session{Machine: m, peers: make(map[string]*peer), spawn: spawn}
+	s.peers[""] = newPeer(p)
+	return s
+}
+
+func newPeer(p *process.Process) *peer {
+	return &peer{process: p, variables: make(map[string]uint64), values: make(map[any]any)}
+}
+
+// peer finds or makes a process by name.
+// +checklocks:s.mu
+func (s *Session) peer(name string) (*peer, error) {
+	if name == "SELF" || name == "P1" {
+		name = ""
+	}
+	if p := s.peers[name]; p != nil {
+		return p, nil
+	}
+	if s.spawn == nil {
+		return nil, syntaxf("there is no process %s", name)
+	}
+	p, err := s.spawn(name)
+	if err != nil {
+		return nil, err
+	}
+	s.peers[name] = newPeer(p)
+	return s.peers[name], nil
+}
+
+// Peers are the names of the processes that lines have used, the session's own not among them.
+func (s *Session) Peers() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := slices.Sorted(maps.Keys(s.peers))
+	return slices.DeleteFunc(names, func(n string) bool { return n == "" })
+}
+
+// variable reads a variable of a peer.
+func (s *Session) variable(p *peer, name string) (uint64, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := p.variables[name]
+	return n, ok
+}
+
+// Execute does one line and returns the reply, empty for an empty line, and the errno nearest to it, 0 if all went well.
+// Lines of one session may be executed at once; each sees the variables as they are.
+func (s *Session) Execute(line string) (string, syscall.Errno) {
+	st, err := parse(line)
+	if err != nil {
+		return refused(err)
+	}
+	if st == nil {
+		return "", 0
+	}
+	row := table[st.call]
+	if row == nil {
+		return refused(syntaxf("there is no call %s", st.call))
+	}
+	s.mu.Lock()
+	p, err := s.peer(st.process)
+	s.mu.Unlock()
+	if err != nil {
+		return refused(err)
+	}
+	c := &Call{Session: s, Process: p.process, peer: p, row: row}
+	if err := c.bind(st.args); err != nil {
+		return refused(err)
+	}
+	before := p.process.LastError()
+	err = row.do(c)
+	if err == nil && st.variable != "" {
+		s.mu.Lock()
+		p.variables[st.variable] = c.result
+		s.mu.Unlock()
+	}
+	return c.reply(err, before)
+}
+
+// refused is the reply to a line that is no call: nothing was done.
+func refused(err error) (string, syscall.Errno) {
+	var e process.Error
+	if errors.As(err, &e) {
+		return fmt.Sprintf("ERR %d %v", uint32(e), e), errno(e)
+	}
+	return "ERR 87 ERROR_INVALID_PARAMETER (" + err.Error() + ")", syscall.EINVAL
+}
+
+// reply renders the outcome of a call.
+func (c *Call) reply(err error, before process.Error) (string, syscall.Errno) {
+	var exc *process.Exception
+	var e process.Error
+	switch {
+	case errors.As(err, &exc):
+		return fmt.Sprintf("EXC 0x%08X %v 0x%x", exc.Code, exc.Kind, exc.Address), syscall.EFAULT
+	case errors.As(err, &e):
+		if !c.row.returnsError {
+			c.Process.SetLastError(e)
+		}
+		return fmt.Sprintf("ERR %d %v%s", uint32(e), e, c.fields()), errno(e)
+	case err != nil:
+		return refused(err)
+	}
+	if now := c.Process.LastError(); now != before {
+		c.Set("LastError", uint32(now))
+	}
+	return fmt.Sprintf("OK 0x%x%s", c.result, c.fields()), 0
+}
+
+func (c *Call) fields() string {
+	var b strings.Builder
+	for _, f := range c.out {
+		fmt.Fprintf(&b, " %s=%v", f.name, f.value)
+	}
+	return b.String()
+}
+
+// errno is the nearest errno of a Win32 error.
+func errno(e process.Error) syscall.Errno {
+	switch e {
+	case process.Success:
+		return 0
+	case process.AccessDenied:
+		return syscall.EACCES
+	case process.PrivilegeNotHeld:
+		return syscall.EPERM
+	case process.InvalidHandle:
+		return syscall.EBADF
+	case process.NotEnoughMemory, process.CommitmentLimit, process.NoSystemResources:
+		return syscall.ENOMEM
+	case process.WorkingSetQuota:
+		return syscall.EAGAIN
+	case process.NoAccessError, process.PartialCopy, process.GuardPageViolation, process.InvalidAddress:
+		return syscall.EFAULT
+	case process.NotSupported:
+		return syscall.EOPNOTSUPP
+	case process.FileNotFound:
+		return syscall.ENOENT
+	case process.AlreadyExists:
+		return syscall.EEXIST
+	case process.Busy, process.UserMappedFile:
+		return syscall.EBUSY
+	case process.DiskFull:
+		return syscall.ENOSPC
+	case process.BadExeFormat:
+		return syscall.ENOEXEC
+	case process.SwapError, process.UnexpNetErr, process.GenFailure:
+		return syscall.EIO
+	}
+	return syscall.EINVAL
+}
