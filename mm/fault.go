@@ -130,17 +130,17 @@ func alignedPage() []byte {
 // do resolves every page: passes over those still missing, each followed by the reads it found to be needed, until no
 // other fault's I/O is in the way. host says that the host will keep the pages.
 func (r *reading) do(host bool) error {
+	holes := host // make records of views over holes; without them those are not counted, but served
 	for {
-		wait, err := r.pass(host)
+		wait, err := r.pass(host, holes)
 		if err == errGrow {
-			// Only the records of views over holes can need this; without them the read is not counted, but served.
 			if err = r.g.sys.commit.grow(1); err != nil {
-				host = false
+				holes = false
 			}
 			continue
 		}
 		if err == StatusCommitmentLimit {
-			host = false
+			holes = false
 			continue
 		}
 		if err != nil {
@@ -158,7 +158,7 @@ func (r *reading) do(host bool) error {
 
 // pass resolves the missing pages that need no I/O, marks those that do and gathers them into runs, and returns the first
 // foreign I/O that it met.
-func (r *reading) pass(host bool) (wait *pageIO, err error) {
+func (r *reading) pass(host, holes bool) (wait *pageIO, err error) {
 	g := r.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -173,7 +173,7 @@ func (r *reading) pass(host bool) (wait *pageIO, err error) {
 			r.abandon()
 			return nil, StatusNotCommitted
 		}
-		if id == 0 && host {
+		if id == 0 && holes {
 			if id, err = g.makeLeaf(key, 0); err != nil {
 				r.abandon()
 				return nil, err

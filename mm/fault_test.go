@@ -68,3 +68,46 @@ func TestTrimDuringHardFault(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReadOverHolesWithoutRecords: when no record can be made for a view over a hole, a read across it and written pages
+// is served, and the written pages are in the working set all the same, so that they can leave it again.
+func TestReadOverHolesWithoutRecords(t *testing.T) {
+	b := Budget{Memory: 16 << 20, Frames: 40, HostBytes: 400 * PageSize, CommitLimit: 20}
+	s, err := NewFromBudget(b, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := s.NewSegment(noHost{})
+	// A written page at the end of each second view, holes between.
+	for view := int64(0); view < 4; view += 2 {
+		if err := g.Write(view*ViewPages*PageSize+63*PageSize, bytes.Repeat([]byte{1}, PageSize)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := g.Trim(); err != nil {
+		t.Fatal(err)
+	}
+	ballast := 0
+	for ; s.ChargeRecord(8) == nil; ballast += 8 { // to the last byte
+	}
+	before := s.recordBytes()
+	set, err := g.Read(0, 4*ViewPages*PageSize, make([]byte, 4*ViewPages*PageSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Done()
+	if s.recordBytes() != before {
+		t.Error("a record was made: the test needs a full budget")
+	}
+	for _, err := range s.Check() {
+		t.Error(err)
+	}
+	if n, err := g.Trim(); n != 2 || err != nil {
+		t.Errorf("%d pages left the working set, %v; want the two that were written", n, err)
+	}
+	s.ReleaseRecord(ballast)
+	g.Delete()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
