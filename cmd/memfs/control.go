@@ -168,6 +168,10 @@ type meminfo struct {
 	Records     uint64 `json:"records_bytes"`
 	SwapTotal   uint64 `json:"swap_total_bytes"`
 	SwapFree    uint64 `json:"swap_free_bytes"`
+	Zswapped    uint64 `json:"zswapped_bytes"`
+	Zswap       uint64 `json:"zswap_bytes"`
+	FileCommit  uint64 `json:"file_commit_bytes"`
+	FileLimit   uint64 `json:"file_limit_bytes"`
 	CommitLimit uint64 `json:"commit_limit_bytes"`
 	Commit      uint64 `json:"committed_as_bytes"`
 	CommitPeak  uint64 `json:"commit_peak_bytes"`
@@ -227,6 +231,10 @@ func (c *control) info() (string, error) {
 	if len(p.Files) == 0 {
 		line("page file", 0, "none")
 	}
+	if m.Zswapped > 0 {
+		line("compressed", m.Zswap, "of the frames hold %s", roundSize(m.Zswapped))
+	}
+	line("files", m.FileCommit, "of at most %s", roundSize(m.FileLimit))
 	line("commit", m.Commit, "of at most %s, peak %s", roundSize(m.CommitLimit), roundSize(m.CommitPeak))
 	fmt.Fprintf(&b, "%-10s %9d   of at most %d\n", "inodes", l.InodesUsed, l.InodesMax)
 	return b.String(), nil

@@ -317,9 +317,17 @@ func (s *session) facts() [][2]string {
 		{"Page file", file},
 	}
 	if s.pageFile != nil {
+		encryption := "none"
+		if s.o.encrypt {
+			encryption = "AES-256-GCM"
+		}
 		facts = append(facts,
+			[2]string{"Encryption", encryption},
 			[2]string{"Direct I/O", yes[s.pageFile.Direct()]},
 			[2]string{"Reserved space", yes[s.pageFile.Reserves()]})
+	}
+	if z := s.sys.Budget().Compressed; z > 0 {
+		facts = append(facts, [2]string{"Compressed memory", s.o.codec + ", at most " + roundSize(z)})
 	}
 	return append(facts,
 		[2]string{"Mounted directly", yes[s.direct]},
