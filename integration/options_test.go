@@ -328,3 +328,34 @@ func TestUserRefusals(t *testing.T) {
 		t.Fatalf("memfs umount: %v\n%s", err, out)
 	}
 }
+
+// TestRemountSize changes memory and size of a live mount by mount -o remount, as tmpfs's size can be.
+func TestRemountSize(t *testing.T) {
+	m := mountMemfs(t, options{memory: "64M", pageFile: "256M"})
+	must(t, writeContent(m.path("file"), 1, 20<<20))
+	remount := func(words string) (string, error) {
+		return tryRun("", "", memfsBinary, "mount", "-o", "remount,"+words, m.dir)
+	}
+	total := func() uint64 {
+		var st unix.Statfs_t
+		must(t, unix.Statfs(m.dir, &st))
+		return st.Blocks * uint64(st.Bsize)
+	}
+	for _, c := range []struct {
+		words string
+		total uint64
+	}{{"size=100M", 100 << 20}, {"memory=32M,size=50M", 50 << 20}, {"ro,size=60M", 60 << 20}, {"rw,size=70M", 70 << 20}} {
+		if out, err := remount(c.words); err != nil {
+			t.Fatalf("remount,%s: %v\n%s", c.words, err, out)
+		}
+		if got := total(); got != c.total {
+			t.Errorf("after remount,%s statfs has %d bytes, want %d", c.words, got, c.total)
+		}
+	}
+	if got := m.counters("meminfo").get(t, "MemTotal"); got != 32<<10 {
+		t.Errorf("memory is %d kB after remount,memory=32M", got)
+	}
+	out, err := exec.Command(memfsBinary, "mount", "-o", "remount,size=10M", m.dir).CombinedOutput()
+	oneLineRefusal(t, "remount,size=10M with 20M in it", string(out), err, 1, "size 10M is too small", "20M")
+	wantContent(t, m.path("file"), 1, 20<<20)
+}

@@ -37,8 +37,9 @@ type mountOptions struct {
 	allowOther bool
 	nonempty   bool
 	vfs        vfsFlags
-	source     string // what the mount table calls the mounted thing
-	remount    bool   // -o remount: change the flags of a live mount
+	source     string   // what the mount table calls the mounted thing
+	remount    bool     // -o remount: change the flags of a live mount
+	resize     []string // by that also: commands for its ctl
 
 	foreground bool
 	logFile    string
@@ -127,6 +128,10 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 		if err := o.setOptions(f, list); err != nil {
 			return err
 		}
+	}
+	if o.remount {
+		o.resize = o.resizeCommands(f)
+		return nil // nothing else of it is looked at
 	}
 	var err error
 	if o.pageFile, err = combinePageFile(o.pageFiles, o.pageFileSize, ramBytes()); err != nil {

@@ -8,21 +8,75 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
 
 // remountTimeout is how long the kernel gets to change the flags of a mount: it writes back first.
 const remountTimeout = time.Minute
 
-// runRemount is `mount -o remount,…`: it changes the flags of a live mount as the kernel alone would. What is not said
-// stays. The daemon sees the new flags in the mount table.
+// resizeTimeout is how long a live mount gets to change its memory: it pages out first.
+const resizeTimeout = 2 * time.Minute
+
+// resizeCommands are what a remount has to say to the mount's ctl: memory and size can change while mounted.
+func (o *mountOptions) resizeCommands(f *pflag.FlagSet) (commands []string) {
+	for _, c := range []struct {
+		flag  string
+		bytes uint64
+	}{{"memory", uint64(o.memory)}, {"size", uint64(o.size)}} {
+		if f.Changed(c.flag) {
+			commands = append(commands, fmt.Sprintf("%s %d", c.flag, c.bytes))
+		}
+	}
+	return commands
+}
+
+// runRemount is `mount -o remount,…`: it changes the memory and the size of a live mount if they are said, and its flags
+// as the kernel alone would. What is not said stays. The daemon sees the new flags in the mount table.
 func runRemount(o *mountOptions) error {
 	m, err := findMount(o.mountpoint)
 	if err != nil {
 		return err
 	}
-	flags := m.flags()&^o.vfs.given | o.vfs.bits
-	err = systemCall(remountTimeout, "remount", strconv.FormatUint(uint64(flags), 10), m.mountpoint)
+	now := m.flags()
+	if now&unix.MS_RDONLY == 0 { // else its ctl can be written afterwards, if at all
+		if err := resizeMount(o); err != nil {
+			return err
+		}
+		return remountFlags(o, m, now)
+	}
+	if err := remountFlags(o, m, now); err != nil {
+		return err
+	}
+	return resizeMount(o)
+}
+
+// resizeMount has a live mount change its memory and its size.
+func resizeMount(o *mountOptions) error {
+	if len(o.resize) == 0 {
+		return nil
+	}
+	c, err := openControl(o.mountpoint)
+	if err != nil {
+		return err
+	}
+	for _, command := range o.resize {
+		answer, err := c.command(command, resizeTimeout)
+		if err != nil {
+			return err
+		}
+		if refused, ok := strings.CutPrefix(answer, "ERR "); ok {
+			_, text, _ := strings.Cut(refused, " ") // after the name of the errno
+			return fmt.Errorf("%s: remount: %s", o.mountpoint, text)
+		}
+	}
+	return nil
+}
+
+// remountFlags changes the flags from what they are now.
+func remountFlags(o *mountOptions, m mountEntry, now uintptr) error {
+	flags := now&^o.vfs.given | o.vfs.bits
+	err := systemCall(remountTimeout, "remount", strconv.FormatUint(uint64(flags), 10), m.mountpoint)
 	switch {
 	case err == errTimeout:
 		return fmt.Errorf("%s: remount: no answer within %v; the daemon may hang (`memfs umount --force %s` ends it)",
