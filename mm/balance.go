@@ -16,6 +16,7 @@ func (s *System) balanceLoop(t *thread) {
 			s.pfn.Lock()
 			s.pfn.Tick()
 			s.pfn.Unlock()
+			s.pressure.average(time.Now())
 		}
 		_ = s.settleCompression()
 		s.syncRecords()

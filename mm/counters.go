@@ -54,6 +54,7 @@ func (s *System) Snapshot() Snapshot {
 	snap.CommitLimit = s.commit.frames + s.commit.limitLocked()
 	s.commit.mu.Unlock()
 	snap.Compressed = s.compressedInfo()
+	snap.Some, snap.Full = s.pressure.info()
 	for _, f := range s.disks {
 		snap.PageFiles = append(snap.PageFiles, f.info())
 	}

@@ -71,7 +71,14 @@ type reading struct {
 // working set. reply is the buffer of the reply, at least n bytes; pages for which no frame is left are read into it and
 // stay paged. It waits for store I/O only. StatusInPageError if a page's copy cannot be read.
 func (g *Segment) Read(off int64, n int, reply []byte) (*ReadSet, error) {
+	g.sys.pressure.enter()
+	defer g.sys.pressure.leave()
 	g.sys.throttle()
+	return g.read(off, n, reply)
+}
+
+// read is Read as a part of another request.
+func (g *Segment) read(off int64, n int, reply []byte) (*ReadSet, error) {
 	r := reading{g: g, first: uint64(off) >> PageShift, last: uint64(off+int64(n)-1) >> PageShift}
 	r.set = g.sys.newReadSet(r.last - r.first + 1)
 	r.bounce = func(page uint64) []byte {
@@ -152,8 +159,15 @@ func (r *reading) do(host bool) error {
 		if wait == nil {
 			return nil
 		}
-		<-wait.done
+		r.g.sys.await(wait)
 	}
+}
+
+// await waits for I/O of another fault.
+func (s *System) await(io *pageIO) {
+	s.pressure.stall()
+	<-io.done
+	s.pressure.resume()
 }
 
 // pass resolves the missing pages that need no I/O, marks those that do and gathers them into runs, and returns the first
@@ -347,10 +361,12 @@ func (r *reading) fetch(host bool) error {
 		return nil
 	}
 	s, g := r.g.sys, r.g
+	s.pressure.stall()
 	for i := range r.runs {
 		n := &r.runs[i]
 		n.errs = s.files[n.at.file()].read(n.at.slot(), n.bufs)
 	}
+	s.pressure.resume()
 	failed := false
 	var pages, ahead, bounced uint64
 	g.mu.Lock()

@@ -138,6 +138,7 @@ type System struct {
 	commit   commit
 	cache    systemCache
 	resident residency
+	pressure pressure
 	// compressed is nil if there is none.
 	compressed *compression
 	zeroPage   []byte

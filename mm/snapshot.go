@@ -35,6 +35,7 @@ type Snapshot struct {
 
 	PageFiles  []PageFileInfo
 	Compressed CompressedInfo
+	Some, Full PressureInfo // time that requests lost for want of memory
 	Counters   Counters
 }
 

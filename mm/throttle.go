@@ -9,6 +9,11 @@ const throttleMost = 5 * time.Millisecond
 // throttle delays a request that arrives while the host holds far more of our pages than its share, in small steps while
 // that lasts, and never longer than throttleMost.
 func (s *System) throttle() {
+	if !s.farOverLimit() {
+		return
+	}
+	s.pressure.stall()
+	defer s.pressure.resume()
 	for waited := time.Duration(0); waited < throttleMost && s.farOverLimit(); {
 		s.trimmer.kick()
 		const step = 500 * time.Microsecond

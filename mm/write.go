@@ -22,6 +22,8 @@ func (g *Segment) Write(off int64, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
+	g.sys.pressure.enter()
+	defer g.sys.pressure.leave()
 	if g.unmapping.Load() == 0 {
 		g.sys.throttle()
 	}
@@ -126,11 +128,13 @@ func (w *writing) do() error {
 				return StatusOutPageError
 			}
 			w.g.sys.writer.kick()
+			w.g.sys.pressure.stall()
 			time.Sleep(time.Millisecond)
+			w.g.sys.pressure.resume()
 		case err != nil:
 			return err
 		case wait != nil:
-			<-wait.done
+			w.g.sys.await(wait)
 		case read != nil:
 			if err := w.readBack(*read); err != nil {
 				return err
@@ -146,7 +150,7 @@ func (w *writing) readBack(page uint64) error {
 	g := w.g
 	was := g.pteOf(page)
 	buf := alignedPage()
-	set, err := g.Read(int64(page)<<PageShift, PageSize, buf)
+	set, err := g.read(int64(page)<<PageShift, PageSize, buf)
 	if err != nil {
 		return err
 	}

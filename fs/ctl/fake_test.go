@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"memfs/mapping"
 	"memfs/mm"
@@ -132,6 +133,8 @@ func testMount() (*Mount, *fakeMachine) {
 	}}
 	m.snapshot.Budget.Memory, m.snapshot.MaxMemory, m.snapshot.Budget.Size = 64<<20, 16<<30+5, 300<<20
 	m.snapshot.FileCommit, m.snapshot.Retired = 39012, 31
+	m.snapshot.Some = mm.PressureInfo{Avg: [3]float64{12.345, 6.7, 0.004}, Total: 1234567 * time.Microsecond}
+	m.snapshot.Full = mm.PressureInfo{Avg: [3]float64{100, 0.1, 0}, Total: 89 * time.Millisecond}
 	for i := range m.snapshot.Standby {
 		m.snapshot.Standby[i] = uint64(100 + i)
 	}

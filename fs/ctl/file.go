@@ -58,15 +58,8 @@ func fileInfo(f *RegularFile) *Doc {
 
 func ruleFields(d *Doc, r mm.Rule) {
 	d.Field("Priority", "priority", Count(uint64(r.Priority)))
-	d.Field("Pinned", "pinned", yesNo(r.Pinned))
-	d.Field("NoSwap", "noswap", yesNo(r.NoSwap))
-}
-
-func yesNo(b bool) Value {
-	if b {
-		return Word("yes")
-	}
-	return Word("no")
+	d.Field("Pinned", "pinned", Flag(r.Pinned))
+	d.Field("NoSwap", "noswap", Flag(r.NoSwap))
 }
 
 func dirInfo(dir *Directory) *Doc {

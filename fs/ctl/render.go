@@ -31,11 +31,12 @@ const (
 	kindHex
 	kindWord
 	kindFlag
+	kindHundredths
 )
 
 // Count is a plain number. KB is a number of bytes that text shows in kB, as /proc/meminfo does (JSON has the bytes).
 // ByteCount is a number of bytes shown as it is, Pages a number of pages, Hex a number that text shows in hexadecimal.
-// Word is text. Flag is yes or no, in JSON true or false. None is "-", in JSON null.
+// Hundredths is a number with two digits behind the point. Word is text. Flag is yes or no, in JSON true or false. None is "-", in JSON null.
 func Count(n uint64) Value     { return Value{kind: kindCount, n: n} }
 func KB(bytes uint64) Value    { return Value{kind: kindKB, n: bytes} }
 func ByteCount(n uint64) Value { return Value{kind: kindBytes, n: n} }
@@ -43,6 +44,14 @@ func Pages(n uint64) Value     { return Value{kind: kindPages, n: n} }
 func Hex(n uint64) Value       { return Value{kind: kindHex, n: n} }
 func Word(s string) Value      { return Value{kind: kindWord, s: s} }
 func None() Value              { return Value{} }
+
+// Hundredths is n/100.
+func Hundredths(n uint64) Value { return Value{kind: kindHundredths, n: n} }
+
+func appendHundredths(b []byte, n uint64) []byte {
+	b = append(strconv.AppendUint(b, n/100, 10), '.')
+	return append(b, '0'+byte(n/10%10), '0'+byte(n%10))
+}
 
 // Flag is yes or no.
 func Flag(set bool) Value {
@@ -65,6 +74,8 @@ func (v Value) appendText(b []byte, width int) []byte {
 		b = strconv.AppendUint(b, v.n>>10, 10)
 	case kindHex:
 		b = strconv.AppendUint(b, v.n, 16)
+	case kindHundredths:
+		b = appendHundredths(b, v.n)
 	case kindWord:
 		b = appendEscaped(b, v.s)
 	case kindFlag:
@@ -103,6 +114,8 @@ func (v Value) appendJSON(b []byte) []byte {
 	switch v.kind {
 	case kindCount, kindKB, kindBytes, kindPages, kindHex:
 		return strconv.AppendUint(b, v.n, 10)
+	case kindHundredths:
+		return appendHundredths(b, v.n)
 	case kindWord:
 		return appendJSONString(b, v.s)
 	case kindFlag:

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"iter"
+	"math"
 	"runtime"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ var Top = []Entry[*Mount]{
 	{Name: "pagelists", Perm: 0444, Help: "frames by page list", Render: pagelists},
 	{Name: "pagefiles", Perm: 0444, Help: "page files, in pages of 4096 bytes", Render: pagefiles},
 	{Name: "workingsets", Perm: 0444, Help: "working sets and their limits, in pages", Render: workingsets},
+	{Name: "pressure", Perm: 0444, Help: "time lost for want of memory, in the form of /proc/pressure/memory", Render: pressure},
 	{Name: "limits", Perm: 0444, Help: "what the memory was divided into", Render: limits},
 	// Proving every invariant takes time and locks of the whole mount: not for everybody.
 	{Name: "check", Perm: 0400, Help: "ok, or a line for each invariant that does not hold", Render: check},
@@ -252,6 +254,27 @@ func workingsets(m *Mount) *Doc {
 		Word("SystemCache"), Count(s.HostPages), Count(s.HostLimit), Count(s.Views),
 		Count(s.Counters.ViewsMapped), Count(s.Counters.ViewsTrimmed), Count(s.Counters.PagesTrimmed),
 	})
+	return d
+}
+
+// pressure has the kernel's form: percent of time, and microseconds.
+func pressure(m *Mount) *Doc {
+	s := m.Snapshot()
+	d := new(Doc)
+	for _, p := range []struct {
+		name string
+		mm.PressureInfo
+	}{{"some", s.Some}, {"full", s.Full}} {
+		line := []byte(p.name)
+		for i, window := range []string{"avg10", "avg60", "avg300"} {
+			share := Hundredths(uint64(math.Round(p.Avg[i] * 100)))
+			line = share.appendText(append(line, " "+window+"="...), 0)
+			d.Field("", p.name+"_"+window, share)
+		}
+		total := uint64(p.Total.Microseconds())
+		d.Lines("", string(strconv.AppendUint(append(line, " total="...), total, 10)))
+		d.Field("", p.name+"_total_usec", Count(total))
+	}
 	return d
 }
 
