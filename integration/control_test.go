@@ -210,7 +210,8 @@ func TestControlVisible(t *testing.T) {
 func TestControlNoise(t *testing.T) {
 	m := mountMemfs(t, options{})
 	must(t, os.WriteFile(m.path("file"), block(1, 1<<20), 0o644))
-	words := []string{"trim", "flush", "empty", "standby", "modified", "workingsets", "zero", "check", "help", "prefetch", "discard",
+	words := []string{"trim", "flush", "empty", "standby", "modified", "workingsets", "zero", "check", "help", "prefetch", "pin", "unpin",
+		"noswap", "swap", "priority", "3", "memory", "48M", "64M", "size", "0",
 		"=", "$x", "0x", "-1", "\n", "\r\n", "\x00", "#", "|", "'", "\"", strings.Repeat("a", 5000), "9999999999999999999999"}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -442,7 +442,7 @@ func (p *Space) Lock(first, last, most uint64) error {
 	}
 	var done []uint64
 	for page := first; page <= last; page++ {
-		was, err := p.lockPage(page)
+		was, err := p.lockPage(page, most)
 		if err != nil {
 			for _, page := range done {
 				p.Unlock(page, page)
@@ -457,12 +457,12 @@ func (p *Space) Lock(first, last, most uint64) error {
 }
 
 // lockPage locks one page, and says whether it was locked.
-func (p *Space) lockPage(page uint64) (was bool, err error) {
+func (p *Space) lockPage(page, most uint64) (was bool, err error) {
 	for range 100 {
 		if err := p.Touch(page, page); err != nil {
 			return false, err
 		}
-		locked := false
+		locked, full := false, false
 		p.eachView(page, page, func(l *leaf, mask uint64) {
 			s := p.seg.sys
 			w := s.rec.word(l, uint(page%ViewPages))
@@ -470,11 +470,17 @@ func (p *Space) lockPage(page uint64) (was bool, err error) {
 				return
 			}
 			locked = true
-			if was = l.host&mask != 0; !was {
+			if was = l.host&mask != 0; was {
+				return
+			}
+			if full = p.locked >= most || s.locked >= s.budget.Frames/2; !full {
 				p.lock(l, mask, w.frame())
 			}
 		})
-		if locked {
+		switch {
+		case full:
+			return false, StatusWorkingSetQuota // somebody else was faster
+		case locked:
 			return was, nil
 		}
 		time.Sleep(time.Millisecond) // no frame was left: somebody's page-out has to end first
@@ -541,12 +547,6 @@ func (s *System) space(seg uint32) *Space {
 		}
 	}
 	return nil
-}
-
-// IsLocked says whether a page is locked.
-func (p *Space) IsLocked(page uint64) (locked bool) {
-	p.eachView(page, page, func(l *leaf, mask uint64) { locked = l.host&mask != 0 })
-	return locked
 }
 
 // --- trimming ----------------------------------------------------------------------------------------------------------

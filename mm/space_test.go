@@ -167,7 +167,7 @@ func TestSpaceLock(t *testing.T) {
 	if p.Unlock(9, 10) {
 		t.Error("unlocking a page that was not locked succeeded")
 	}
-	if !p.Unlock(3, 4) || p.IsLocked(3) || !p.IsLocked(5) {
+	if !p.Unlock(3, 4) || p.Page(3).Locked || !p.Page(5).Locked {
 		t.Error("unlocking two pages went wrong")
 	}
 	p.Decommit(5, 6)

@@ -12,18 +12,21 @@ func (p *Process) reset(first, last uint64, undo bool) error {
 	if v == nil || !v.contains(first, last) || v.system || v.physical {
 		return InvalidAddress
 	}
-	intact := true
-	for _, r := range v.committed(first, last, true) {
-		if undo {
-			intact = p.space.UndoReset(r[0], r[1]) && intact
-		} else {
-			p.space.Reset(r[0], r[1])
+	ranges := v.committed(first, last, true)
+	return p.unlocked(func() error { // a neighbour's read-ahead may have to end first
+		intact := true
+		for _, r := range ranges {
+			if undo {
+				intact = p.space.UndoReset(r[0], r[1]) && intact
+			} else {
+				p.space.Reset(r[0], r[1])
+			}
 		}
-	}
-	if !intact {
-		return Busy
-	}
-	return nil
+		if !intact {
+			return Busy
+		}
+		return nil
+	})
 }
 
 // aligned is span for calls that want whole pages.
@@ -34,8 +37,9 @@ func (p *Process) aligned(addr, size uint64) (first, last uint64, ok bool) {
 	return p.span(addr, size)
 }
 
-// committed runs f on the pages of a range that must be committed and private, with nobody else using them.
-func (p *Process) committed(addr, size uint64, f func(v *vad, first, last uint64) error) error {
+// contents marks the pages of a range, which must be committed and private and fit, as offered or not, and then does with
+// their contents what the call is for, with nobody else using them.
+func (p *Process) contents(addr, size uint64, fit func(attr) bool, offered bool, do func(first, last uint64) error) error {
 	first, last, ok := p.aligned(addr, size)
 	if !ok {
 		return InvalidParameter
@@ -47,11 +51,15 @@ func (p *Process) committed(addr, size uint64, f func(v *vad, first, last uint64
 	}
 	v := p.find(first)
 	if v == nil || !v.contains(first, last) || v.kind != TypePrivate || v.system ||
-		!v.all(first, last, func(a attr) bool { return a.committed }) {
+		!v.all(first, last, func(a attr) bool { return a.committed && fit(a) }) {
 		return InvalidParameter
 	}
-	return f(v, first, last)
+	v.set(first, last, func(a attr) attr { a.offered = offered; return a })
+	return p.unlocked(func() error { return do(first, last) })
 }
+
+func anyPage(attr) bool       { return true }
+func offeredPage(a attr) bool { return a.offered }
 
 // Offer is OfferVirtualMemory: the contents may be dropped, and the pages cannot be touched until they are reclaimed.
 // priority is 1 (very low) to 4 (normal). InvalidParameter for everything that makes no sense.
@@ -59,23 +67,17 @@ func (p *Process) Offer(addr, size uint64, priority uint32) error {
 	if priority < 1 || priority > 4 {
 		return InvalidParameter
 	}
-	return p.committed(addr, size, func(v *vad, first, last uint64) error {
+	return p.contents(addr, size, anyPage, true, func(first, last uint64) error {
 		p.space.UnlockAll(first, last)
-		// Pages that no store has leave the working set only to be dropped, which is what is wanted when frames are short, and
-		// not before.
+		// Pages leave the working set only to be dropped, which is wanted when frames are short, and not before.
 		p.space.Reset(first, last)
-		v.set(first, last, func(a attr) attr { a.offered = true; return a })
 		return nil
 	})
 }
 
 // Reclaim is ReclaimVirtualMemory. Busy: the contents were dropped; the pages can be used, and are zeros or what they were.
 func (p *Process) Reclaim(addr, size uint64) error {
-	return p.committed(addr, size, func(v *vad, first, last uint64) error {
-		if !v.all(first, last, func(a attr) bool { return a.offered }) {
-			return InvalidParameter
-		}
-		v.set(first, last, func(a attr) attr { a.offered = false; return a })
+	return p.contents(addr, size, offeredPage, false, func(first, last uint64) error {
 		if !p.space.UndoReset(first, last) {
 			return Busy
 		}
@@ -85,9 +87,8 @@ func (p *Process) Reclaim(addr, size uint64) error {
 
 // Discard is DiscardVirtualMemory: the contents are dropped at once; the pages stay committed.
 func (p *Process) Discard(addr, size uint64) error {
-	return p.committed(addr, size, func(v *vad, first, last uint64) error {
+	return p.contents(addr, size, anyPage, false, func(first, last uint64) error {
 		p.space.Discard(first, last)
-		v.set(first, last, func(a attr) attr { a.offered = false; return a })
 		return nil
 	})
 }

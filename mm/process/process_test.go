@@ -636,3 +636,66 @@ func TestInPageError(t *testing.T) {
 	m.End(p)
 	is(t, "close", sys.Close(), nil)
 }
+
+// TestHalfMade: what cannot be made whole leaves nothing behind.
+func TestHalfMade(t *testing.T) {
+	m := newMachine(t, 64, 64, Image{Arch: X64, Limits: Limits{Commit: 0x1000}})
+	_, err := m.NewThread(0)
+	is(t, "a stack whose second page is over the quota", err, NotEnoughMemory)
+	if n := len(m.Maps()); n != 1 || len(m.Threads()) != 0 || m.MemoryInfo().Private != 0 {
+		t.Errorf("%d regions, %d threads, %d bytes committed", n, len(m.Threads()), m.MemoryInfo().Private)
+	}
+	before := m.sys.Snapshot().RecordBytes
+	base := m.alloc(0, 0x100000, MemReserve|MemWriteWatch, ReadWrite)
+	for at := base; at < base+0x1000*64; at += 0x2000 {
+		_, err := m.Alloc(at, 0x1000, MemCommit, ReadOnly)
+		if at == base {
+			is(t, "commit", err, nil)
+		} else {
+			is(t, "over the quota", err, NotEnoughMemory)
+		}
+	}
+	is(t, "free", m.Free(base, 0, MemRelease), nil)
+	if after := m.sys.Snapshot().RecordBytes; after != before {
+		t.Errorf("%d bytes of records, were %d", after, before)
+	}
+	if m.Machine.Process(m.ID()) != m.Process || m.Machine.Process(1) != nil {
+		t.Error("a process is not found by its number, or one that there is not")
+	}
+}
+
+// TestPhysicalWindowReleased: what was mapped in a window that is gone can be mapped in another.
+func TestPhysicalWindowReleased(t *testing.T) {
+	m := newMachine(t, 64, 64, Image{Arch: X86, LockMemory: true})
+	frames, err := m.AllocatePhysical(1)
+	is(t, "allocate", err, nil)
+	for range 2 {
+		b := m.alloc(0, 0x10000, MemReserve|MemPhysical, ReadWrite)
+		is(t, "map", m.MapPhysical(b, 1, frames), nil)
+		is(t, "write", m.Write(b, []byte{1}), nil)
+		if at := m.Translate(b); !at.Valid || uint64(at.Frame) != frames[0] {
+			t.Errorf("%+v, want frame %d", at, frames[0])
+		}
+		is(t, "free", m.Free(b, 0, MemRelease), nil)
+		is(t, "touch", m.Write(b, []byte{1}), &Exception{StatusAccessViolation, Write, b})
+	}
+}
+
+func TestNames(t *testing.T) {
+	for p := AlwaysOff; p <= OptOut; p++ {
+		if got, ok := ParsePolicy(p.String()); !ok || got != p {
+			t.Errorf("%v is read as %v", p, got)
+		}
+	}
+	if _, ok := ParsePolicy("Sometimes"); ok {
+		t.Error("a policy that there is not was read")
+	}
+	for text, p := range map[string]Protection{
+		"0": 0, "PAGE_READWRITE|PAGE_GUARD": ReadWrite | Guard, "PAGE_EXECUTE_WRITECOPY": ExecuteWriteCopy,
+		"PAGE_READONLY|0x800": ReadOnly | 0x800,
+	} {
+		if p.String() != text {
+			t.Errorf("%#x is %v, want %s", uint32(p), p, text)
+		}
+	}
+}

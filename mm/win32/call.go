@@ -187,8 +187,6 @@ func (c *Call) processArgument(name string) (a argument, err error) {
 	if !isName(name) {
 		return a, syntaxf("%q is no process", name)
 	}
-	c.Session.mu.Lock()
-	defer c.Session.mu.Unlock()
 	p, err := c.Session.peer(name)
 	if err == nil {
 		a.process = p.process

@@ -8,8 +8,10 @@ import (
 	"memfs/mm/process"
 )
 
-// maxRead is how many bytes one line reads at most.
-const maxRead = 256 << 10
+const (
+	maxRead  = 256 << 10 // bytes that one line reads at most
+	maxWatch = 1 << 16   // addresses that one line returns at most
+)
 
 func init() {
 	Register(
@@ -277,7 +279,7 @@ func getWriteWatch(c *Call) error {
 	case c.Null():
 		return process.NoAccessError
 	}
-	pages, err := c.Process.GetWriteWatch(flags, c.Number("Address"), c.Number("Size"), int(min(count, 1<<20)))
+	pages, err := c.Process.GetWriteWatch(flags, c.Number("Address"), c.Number("Size"), int(min(count, maxWatch)))
 	if err != nil {
 		return err
 	}

@@ -191,8 +191,6 @@ func (p *player) who(call string) *peer {
 	if !ok || !isName(name) {
 		name = ""
 	}
-	p.session.mu.Lock()
-	defer p.session.mu.Unlock()
 	peer, err := p.session.peer(name)
 	if err != nil {
 		p.t.Fatal(err)

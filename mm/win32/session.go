@@ -30,11 +30,11 @@ import (
 type Session struct {
 	Machine *process.Machine
 
+	spawn func(name string) (*process.Process, error) // nil = there are no others
+
 	mu sync.Mutex
 	// +checklocks:mu
 	peers map[string]*peer
-	// +checklocks:mu
-	spawn func(name string) (*process.Process, error)
 }
 
 // peer is a process with its variables and what packages keep for it.
@@ -56,24 +56,65 @@ func newPeer(p *process.Process) *peer {
 	return &peer{process: p, variables: make(map[string]uint64), values: make(map[any]any)}
 }
 
-// peer finds or makes a process by name.
-// +checklocks:s.mu
+// peer finds or makes a process by name. It may do I/O: the lock is not held meanwhile.
 func (s *Session) peer(name string) (*peer, error) {
 	if name == "SELF" || name == "P1" {
 		name = ""
 	}
-	if p := s.peers[name]; p != nil {
-		return p, nil
-	}
-	if s.spawn == nil {
-		return nil, syntaxf("there is no process %s", name)
+	if p, err := s.known(name); p != nil || err != nil {
+		return p, err
 	}
 	p, err := s.spawn(name)
 	if err != nil {
 		return nil, err
 	}
-	s.peers[name] = newPeer(p)
-	return s.peers[name], nil
+	s.mu.Lock()
+	other := s.peers[name]
+	if other == nil {
+		other = newPeer(p)
+		s.peers[name] = other
+	}
+	s.mu.Unlock()
+	if other.process != p {
+		s.Machine.End(p) // two lines came at once
+	}
+	return other, nil
+}
+
+// known is peer for a process that there is; nil if one can be made.
+func (s *Session) known(name string) (*peer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peers[name]
+	switch {
+	case p != nil:
+		return p, nil
+	case s.spawn == nil:
+		return nil, syntaxf("there is no process %s", name)
+	case len(s.peers) >= maxPeers:
+		return nil, syntaxf("there are %d processes already", maxPeers)
+	}
+	return nil, nil
+}
+
+// What a session keeps at most, so that a program cannot fill the daemon's own memory by talking to it.
+const (
+	maxVariables = 4096 // of one process
+	maxPeers     = 64
+)
+
+// caller is the process that a statement is of, with room for its variable.
+func (s *Session) caller(st *statement) (*peer, error) {
+	p, err := s.peer(st.process)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := p.variables[st.variable]; !ok && st.variable != "" && len(p.variables) >= maxVariables {
+		return nil, syntaxf("there are %d variables already", maxVariables)
+	}
+	return p, nil
 }
 
 // Peers are the names of the processes that lines have used, the session's own not among them.
@@ -106,9 +147,7 @@ func (s *Session) Execute(line string) (string, syscall.Errno) {
 	if row == nil {
 		return refused(syntaxf("there is no call %s", st.call))
 	}
-	s.mu.Lock()
-	p, err := s.peer(st.process)
-	s.mu.Unlock()
+	p, err := s.caller(st)
 	if err != nil {
 		return refused(err)
 	}

@@ -112,6 +112,21 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%.60s: the reply has several lines", c.line)
 		}
 	}
+	for i := range maxVariables {
+		s.Execute(fmt.Sprintf("v%d = GetLastError", i))
+	}
+	if reply, errno := s.Execute("w = GetLastError"); errno == 0 {
+		t.Errorf("one variable too many: %s", reply)
+	}
+	if reply, errno := s.Execute("v7 = GetLastError"); errno != 0 {
+		t.Errorf("a variable that there is: %s", reply)
+	}
+	for i := range maxPeers {
+		s.Execute(fmt.Sprintf("Q%d: GetLastError", i))
+	}
+	if n := len(s.Machine.Processes()); n != maxPeers {
+		t.Errorf("%d processes, want %d", n, maxPeers)
+	}
 	if n := len(s.Machine.Processes()[0].Maps()); n != 1 {
 		t.Errorf("%d regions after lines that make no sense", n)
 	}
