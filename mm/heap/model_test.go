@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"sync"
@@ -230,6 +231,10 @@ func (m *model) walk(t *rapid.T) {
 }
 
 func TestModel(t *testing.T) {
+	if checks := flag.Lookup("rapid.checks"); testing.Short() && checks.Value.String() == checks.DefValue {
+		checks.Value.Set("15")
+		defer checks.Value.Set(checks.DefValue)
+	}
 	for _, c := range []struct {
 		name    string
 		ptr     int
