@@ -270,13 +270,45 @@ func (h *object) loadSerialised() (serialised bool) {
 }
 
 // call runs f as one call on the heap.
-func (h *object) call(t *Thread, flags uint32, f func() error) (err error) {
-	serialise := h.serialised(flags)
-	if err := h.enter(t, serialise); err != nil {
-		return err
+func (h *object) call(t *Thread, flags uint32, f func() error) error {
+	return h.callOr(t, flags, nil, f)
+}
+
+// callOr runs f as one call on the heap, or front if the heap's section would have to be waited for and front, which does
+// what the front end can do without the section, answers true.
+//
+// +checklocksignore
+func (h *object) callOr(t *Thread, flags uint32, front func() bool, f func() error) error {
+	h.mu.Lock()
+	serialise := flags&NoSerialize == 0 && (h.dead || h.loadSerialised())
+	if serialise && !h.lock.tryEnter(t) {
+		if done, err := h.without(front); done || err != nil {
+			h.mu.Unlock()
+			return err
+		}
+		h.mu.Unlock()
+		if err := h.lock.enter(t); err != nil {
+			return err
+		}
+		h.mu.Lock()
 	}
 	defer h.exit(t, serialise)
+	if h.dead {
+		return win32(errorInvalidHandle)
+	}
 	return h.run(f)
+}
+
+// without runs front. The caller holds mu but not the section.
+func (h *object) without(front func() bool) (done bool, err error) {
+	if front == nil || h.dead {
+		return false, nil
+	}
+	err = h.run(func() error {
+		done = front()
+		return nil
+	})
+	return done, err
 }
 
 // run runs f with the header read, and makes an error of what it finds amiss. The caller holds mu.
