@@ -599,3 +599,48 @@ func TestWalkFromWhatIsGone(t *testing.T) {
 		win32Error(t, "HeapWalk from what is gone", err, errorInvalidParameter)
 	}
 }
+
+// TestRangeIsFilledAgain: what a large free run has given back is committed again for a block of the same size.
+func TestRangeIsFilledAgain(t *testing.T) {
+	_, thread := heapOf(t, 8, Options{})
+	h := thread.GetProcessHeap()
+	p, last := mustAlloc(t, thread, h, 0x50123), mustAlloc(t, thread, h, 100)
+	before, _ := thread.Report(h)
+	thread.HeapFree(h, 0, p)
+	if r, _ := thread.Report(h); r.Committed > before.Committed-0x40000 {
+		t.Errorf("%#x of %#x bytes stay committed", r.Committed, before.Committed)
+	}
+	if q := mustAlloc(t, thread, h, 0x50123); q != p {
+		t.Errorf("a block of the same size is at %#x, not %#x", q, p)
+	}
+	if r, _ := thread.Report(h); r.Committed != before.Committed {
+		t.Errorf("%#x bytes are committed, want %#x", r.Committed, before.Committed)
+	}
+	for _, p := range []uint64{p, last} {
+		if ok, err := thread.HeapFree(h, 0, p); !ok {
+			t.Error(err)
+		}
+	}
+	if ok, _ := thread.HeapValidate(h, 0, 0); !ok {
+		t.Error("the heap is damaged")
+	}
+}
+
+// TestHeadersAreWiped: a header that no longer begins a block is gone, so nothing takes it for one.
+func TestHeadersAreWiped(t *testing.T) {
+	space, thread := heapOf(t, 8, Options{})
+	h := thread.GetProcessHeap()
+	var blocks []uint64
+	for range 4 {
+		blocks = append(blocks, mustAlloc(t, thread, h, 3000))
+	}
+	for _, i := range []int{0, 2, 1} { // the last joins one before and one behind
+		thread.HeapFree(h, 0, blocks[i])
+	}
+	for _, p := range blocks[1:3] {
+		var b [8]byte
+		if err := space.Read(p-8, b[:]); err != nil || b != [8]byte{} {
+			t.Errorf("before %#x there still is % x, %v", p, b, err)
+		}
+	}
+}
