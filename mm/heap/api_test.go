@@ -644,3 +644,66 @@ func TestHeadersAreWiped(t *testing.T) {
 		}
 	}
 }
+
+func TestInformation(t *testing.T) {
+	space, thread := heapOf(t, 8, Options{GlobalFlags: globalFlagValidate})
+	h := thread.GetProcessHeap()
+	_, err := thread.HeapSetInformation(h, 77, 0)
+	win32Error(t, "HeapSetInformation of an unknown class", err, errorInvalidParameter)
+	_, _, err = thread.HeapQueryInformation(h, HeapEnableTerminationOnCorruption, 4)
+	win32Error(t, "HeapQueryInformation of a class that is only set", err, errorInvalidParameter)
+
+	p := mustAlloc(t, thread, h, 0x60000)
+	thread.HeapFree(h, 0, p)
+	before, _ := space.used()
+	if ok, err := thread.HeapSetInformation(0, HeapOptimizeResources, 0); !ok {
+		t.Error(err)
+	}
+	if after, _ := space.used(); after >= before {
+		t.Errorf("%d bytes committed before HeapOptimizeResources, %d after", before, after)
+	}
+
+	// With validation at every call an allocation finds damage far from it.
+	p = mustAlloc(t, thread, h, 100)
+	q := mustAlloc(t, thread, h, 100)
+	change(t, space, p-3, 1)
+	for _, ends := range []bool{false, true} {
+		_, err = thread.HeapAlloc(h, 0, 5000)
+		var e *Exception
+		if !errors.As(err, &e) || e.Status != StatusHeapCorruption || e.Terminate != ends {
+			t.Errorf("HeapAlloc from a damaged heap: %v, terminate %v", err, ends)
+		}
+		if ok, err := thread.HeapSetInformation(0, HeapEnableTerminationOnCorruption, 0); !ok {
+			t.Error(err)
+		}
+	}
+	_, err = thread.HeapSize(h, 0, q)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// sized is a space that says of itself what it is told to.
+type sized struct {
+	*fakeSpace
+	pointer, page int
+}
+
+func (s sized) PointerSize() int { return s.pointer }
+func (s sized) PageSize() int    { return s.page }
+
+func TestUnfitSpaces(t *testing.T) {
+	for _, s := range []sized{{nil, 2, 0x1000}, {nil, 8, 0x200}, {nil, 8, 0x3000}, {nil, 4, 0x10000}} {
+		if _, err := New(s, Options{}); err == nil {
+			t.Errorf("pointers of %d bytes and pages of %d are accepted", s.pointer, s.page)
+		}
+	}
+	space := newFakeSpace(8)
+	space.limit = 0x1000
+	if _, err := New(space, Options{}); err == nil {
+		t.Error("a heap without memory for its header")
+	}
+	if now, _ := space.used(); now != 0 {
+		t.Errorf("it keeps %d bytes", now)
+	}
+}

@@ -14,7 +14,7 @@ import (
 // Options say how the heaps of a process begin.
 type Options struct {
 	// Reserve and Commit are the default heap's, in bytes, as an image's header has them (SizeOfHeapReserve and
-	// SizeOfHeapCommit); 0 stands for 1 MiB and 4 KiB.
+	// SizeOfHeapCommit); 0 stands for 1 MiB and 4 KiB. They are rounded up, to 64 KiB and to whole pages.
 	Reserve, Commit uint64
 
 	// GlobalFlags are those of gflags that concern heaps: tail checking 0x10, free checking 0x20, validation of the whole
@@ -66,7 +66,7 @@ func New(space Space, options Options) (*Heaps, error) {
 	}
 	s := &Heaps{space: space, l: newLayout(uint64(ptr), uint64(page)), options: options}
 	s.terminate.Store(options.TerminateOnCorruption)
-	h, err := s.create(0, max(options.Reserve, options.Commit), options.Commit, 0)
+	h, err := s.create(0, alignUp(max(options.Reserve, options.Commit), granularity), options.Commit, 0)
 	if err != nil {
 		return nil, err
 	}
