@@ -15,7 +15,7 @@ type ProcessHeapEntry struct {
 	Data        uint64 // lpData: of the data, or of the region or range
 	Size        uint64 // cbData: of the data
 	Overhead    uint8  // cbOverhead
-	RegionIndex uint8  // iRegionIndex; 64 for a block that is a reservation of its own
+	RegionIndex uint8  // iRegionIndex, at most 63; 64 for a block that is a reservation of its own
 	Flags       uint16 // wFlags
 
 	Mem uint64 // Block.hMem: the handle of a movable block
