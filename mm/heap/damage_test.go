@@ -291,7 +291,7 @@ func TestDestroyDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	change(t, space, h+newLayout(8, fakePage).threshold, 1)
+	change(t, space, h+newLayout(8, fakePage).sealed+24, 1)
 	ok, err := thread.HeapDestroy(h)
 	if ok {
 		t.Error("HeapDestroy of a damaged heap is true")

@@ -17,8 +17,8 @@
 #include <string.h>
 #include <unistd.h>
 
-void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
-void __libc_free(void *);
+void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t), __libc_free(void *);
 
 enum { SLOTS = 1 << 20 };
 static struct slot { void *p; unsigned id; } table[SLOTS]; // open addressing; id + 1, 0 once freed
