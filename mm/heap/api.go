@@ -188,15 +188,16 @@ func (t *Thread) HeapAlloc(handle uint64, flags uint32, size uint64) (uint64, er
 	if h == nil {
 		return 0, noHeap(flags)
 	}
-	if p, err := h.unlocked(func() uint64 { return h.front(flags, size, 0, true) }); p != 0 || err != nil {
-		return p, err
-	}
 	return h.allocUser(t, flags, size, 0)
 }
 
 // allocUser is HeapAlloc of a block that carries a user value, if it is not 0.
 func (h *object) allocUser(t *Thread, flags uint32, size, user uint64) (p uint64, err error) {
-	err = h.call(t, flags, func() error {
+	front := func() bool {
+		p = h.front(flags, size, user, true)
+		return p != 0
+	}
+	err = h.callOr(t, flags, front, func() error {
 		if p = h.alloc(flags, size, user); p == 0 {
 			return h.noMemory(flags)
 		}
@@ -205,21 +206,6 @@ func (h *object) allocUser(t *Thread, flags uint32, size, user uint64) (p uint64
 	if err != nil {
 		p = 0
 	}
-	return p, err
-}
-
-// unlocked runs what the front end does alone, which no HeapLock keeps waiting.
-func (h *object) unlocked(f func() uint64) (uint64, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.dead {
-		return 0, win32(errorInvalidHandle)
-	}
-	var p uint64
-	err := h.run(func() error {
-		p = f()
-		return nil
-	})
 	return p, err
 }
 
@@ -233,28 +219,21 @@ func (t *Thread) HeapFree(handle uint64, flags uint32, p uint64) (bool, error) {
 	if h == nil {
 		return false, noHeap(flags)
 	}
-	done, err := h.unlocked(func() uint64 { return h.freeFront(t, p) })
-	if done == 0 && err == nil {
-		err = h.call(t, flags, func() error {
-			h.free(p)
-			return nil
-		})
-	}
+	err := h.callOr(t, flags, func() bool { return h.freeFront(p) }, func() error {
+		h.free(p)
+		return nil
+	})
 	return err == nil, err
 }
 
-// freeFront frees a block of the front end and answers 1, or 0 if p is none.
-func (h *object) freeFront(t *Thread, p uint64) uint64 {
+// freeFront frees a block of the front end without the back end, and reports false if p is none.
+func (h *object) freeFront(p uint64) bool {
 	if p < granularity || p%h.l.unit != 0 || !h.header(p-h.l.unit).is(flagBusy|flagLFH) {
-		return 0
+		return false
 	}
 	b, _ := h.busyAt(p)
-	locked := h.lock.tryEnter(t)
-	if locked {
-		defer h.lock.leave(t)
-	}
-	h.frontFree(b.sub, b.at, b.e, locked)
-	return 1
+	h.frontFree(b.sub, b.at, b.e, false)
+	return true
 }
 
 func (h *object) free(p uint64) {

@@ -173,7 +173,8 @@ func TestLargeSizesOfTheFrontEnd(t *testing.T) {
 		last := uint64(0)
 		for size := 2 * l.unit; size <= lfhMaxBlock; size += l.unit {
 			class, block := l.classOf(size)
-			if class == 0 || class >= lfhClasses || block < size || block > size+size/16+l.unit || block%l.unit != 0 || class < last {
+			fits := block >= size && block <= size+size/16+l.unit && block%l.unit == 0
+			if class == 0 || class >= lfhClasses || !fits || class < last {
 				t.Fatalf("%d-bit: %d bytes are class %d of %d bytes", 8*ptr, size, class, block)
 			}
 			last = class
@@ -343,6 +344,9 @@ func TestHeapLock(t *testing.T) {
 
 func TestHandles(t *testing.T) {
 	for _, ptr := range []int{4, 8} {
+		if testing.Short() && ptr == 4 {
+			continue
+		}
 		_, thread := heapOf(t, ptr, Options{})
 		var first, last uint64
 		for i := range handleTableEntries {
@@ -483,5 +487,223 @@ func TestRuntime(t *testing.T) {
 	}
 	if r, _ := thread.Report(thread.GetProcessHeap()); r.BusyBlocks != 0 || !r.Default {
 		t.Errorf("report %+v", r)
+	}
+}
+
+// walked are all entries of a heap.
+func walked(t *testing.T, thread *Thread, h uint64) (entries []ProcessHeapEntry) {
+	t.Helper()
+	var e ProcessHeapEntry
+	for {
+		ok, err := thread.HeapWalk(h, &e)
+		if !ok {
+			win32Error(t, "the end of a walk", err, errorNoMoreItems)
+			return entries
+		}
+		entries = append(entries, e)
+	}
+}
+
+// TestWalkLayout is how entries relate (Wine: kernel32/tests/heap.c, test_HeapCreate).
+func TestWalkLayout(t *testing.T) {
+	for _, ptr := range []uint64{4, 8} {
+		_, thread := heapOf(t, int(ptr), Options{})
+		h, _ := thread.HeapCreate(0, 0, 0)
+		mustAlloc(t, thread, h, 123)
+		mustAlloc(t, thread, h, 456)
+		e := walked(t, thread, h)
+		if len(e) != 5 {
+			t.Fatalf("%d-bit: entries %+v", 8*ptr, e)
+		}
+		region, first, second, free, rest := e[0], e[1], e[2], e[3], e[4]
+		for what, ok := range map[string]bool{
+			"region":       region.Data == h && region.Flags == EntryRegion && region.Overhead == 0,
+			"its sizes":    region.Committed == 0x400*ptr && region.Committed+region.Uncommitted == 0x10000,
+			"first block":  region.FirstBlock == h+region.Size+2*ptr && region.FirstBlock == first.Data,
+			"last block":   region.LastBlock == rest.Data+rest.Size,
+			"first":        first.Flags == EntryBusy && first.Size == 123 && first.Overhead != 0,
+			"second":       second.Flags == EntryBusy && second.Size == 456 && second.Overhead != 0,
+			"after second": free.Data == second.Data+second.Size+uint64(second.Overhead)+2*ptr,
+			"free":         free.Flags == 0 && uint64(free.Overhead) == 4*ptr,
+			"after free":   rest.Data == free.Data+free.Size+2*uint64(free.Overhead),
+			"uncommitted":  rest.Data == region.Data+region.Committed && rest.Overhead == 0,
+		} {
+			if !ok {
+				t.Errorf("%d-bit: %s: entries %+v", 8*ptr, what, e)
+			}
+		}
+	}
+}
+
+// TestWalkFrontEnd: seventeen blocks come and go, and leave nothing; of the next eighteen the front end serves all, and
+// leaves its free blocks.
+func TestWalkFrontEnd(t *testing.T) {
+	for _, ptr := range []uint64{4, 8} {
+		_, thread := heapOf(t, int(ptr), Options{})
+		h, _ := thread.HeapCreate(0, 0, 0)
+		size := 24 + 2*ptr
+		comeAndGo := func(n int) {
+			var blocks []uint64
+			for range n {
+				blocks = append(blocks, mustAlloc(t, thread, h, size))
+			}
+			for _, p := range blocks {
+				if ok, err := thread.HeapFree(h, 0, p); !ok {
+					t.Fatal(err)
+				}
+			}
+		}
+		comeAndGo(17)
+		if e := walked(t, thread, h); len(e) != 3 {
+			t.Errorf("%d-bit: after 17 blocks: %+v", 8*ptr, e)
+		}
+		comeAndGo(18)
+		e := walked(t, thread, h)
+		if len(e) <= 24 || e[len(e)-1].Flags != EntryUncommittedRange {
+			t.Fatalf("%d-bit: after 18 more: %+v", 8*ptr, e)
+		}
+		for _, free := range e[4:22] {
+			if free.Flags != 0 || free.Size != 0x20 || uint64(free.Overhead) != 2*ptr {
+				t.Errorf("%d-bit: a free block of the front end: %+v", 8*ptr, free)
+			}
+		}
+		for range 18 {
+			mustAlloc(t, thread, h, size)
+		}
+		for _, busy := range walked(t, thread, h) {
+			if busy.Flags == EntryBusy && (busy.Size != size || busy.Overhead != 8) {
+				t.Errorf("%d-bit: a busy block of the front end: %+v", 8*ptr, busy)
+			}
+		}
+	}
+}
+
+func TestWalkFromWhatIsGone(t *testing.T) {
+	_, thread := heapOf(t, 8, Options{})
+	h := thread.GetProcessHeap()
+	var gone []ProcessHeapEntry
+	for _, size := range []uint64{100, 0x100000} {
+		before, p := mustAlloc(t, thread, h, 500), mustAlloc(t, thread, h, size)
+		thread.HeapFree(h, 0, before)
+		for _, e := range walked(t, thread, h) {
+			if e.Data == p {
+				gone = append(gone, e)
+			}
+		}
+		thread.HeapFree(h, 0, p)
+	}
+	gone = append(gone, ProcessHeapEntry{Data: 16}, ProcessHeapEntry{Data: h + 0x5000000, Flags: EntryRegion},
+		ProcessHeapEntry{Data: h + 0x8000, Size: 1 << 63, Flags: EntryUncommittedRange})
+	for _, e := range gone {
+		_, err := thread.HeapWalk(h, &e)
+		win32Error(t, "HeapWalk from what is gone", err, errorInvalidParameter)
+	}
+}
+
+// TestRangeIsFilledAgain: what a large free run has given back is committed again for a block of the same size.
+func TestRangeIsFilledAgain(t *testing.T) {
+	_, thread := heapOf(t, 8, Options{})
+	h := thread.GetProcessHeap()
+	p, last := mustAlloc(t, thread, h, 0x50123), mustAlloc(t, thread, h, 100)
+	before, _ := thread.Report(h)
+	thread.HeapFree(h, 0, p)
+	if r, _ := thread.Report(h); r.Committed > before.Committed-0x40000 {
+		t.Errorf("%#x of %#x bytes stay committed", r.Committed, before.Committed)
+	}
+	if q := mustAlloc(t, thread, h, 0x50123); q != p {
+		t.Errorf("a block of the same size is at %#x, not %#x", q, p)
+	}
+	if r, _ := thread.Report(h); r.Committed != before.Committed {
+		t.Errorf("%#x bytes are committed, want %#x", r.Committed, before.Committed)
+	}
+	for _, p := range []uint64{p, last} {
+		if ok, err := thread.HeapFree(h, 0, p); !ok {
+			t.Error(err)
+		}
+	}
+	if ok, _ := thread.HeapValidate(h, 0, 0); !ok {
+		t.Error("the heap is damaged")
+	}
+}
+
+// TestHeadersAreWiped: a header that no longer begins a block is gone, so nothing takes it for one.
+func TestHeadersAreWiped(t *testing.T) {
+	space, thread := heapOf(t, 8, Options{})
+	h := thread.GetProcessHeap()
+	var blocks []uint64
+	for range 4 {
+		blocks = append(blocks, mustAlloc(t, thread, h, 3000))
+	}
+	for _, i := range []int{0, 2, 1} { // the last joins one before and one behind
+		thread.HeapFree(h, 0, blocks[i])
+	}
+	for _, p := range blocks[1:3] {
+		var b [8]byte
+		if err := space.Read(p-8, b[:]); err != nil || b != [8]byte{} {
+			t.Errorf("before %#x there still is % x, %v", p, b, err)
+		}
+	}
+}
+
+func TestInformation(t *testing.T) {
+	space, thread := heapOf(t, 8, Options{GlobalFlags: globalFlagValidate})
+	h := thread.GetProcessHeap()
+	_, err := thread.HeapSetInformation(h, 77, 0)
+	win32Error(t, "HeapSetInformation of an unknown class", err, errorInvalidParameter)
+	_, _, err = thread.HeapQueryInformation(h, HeapEnableTerminationOnCorruption, 4)
+	win32Error(t, "HeapQueryInformation of a class that is only set", err, errorInvalidParameter)
+
+	p := mustAlloc(t, thread, h, 0x60000)
+	thread.HeapFree(h, 0, p)
+	before, _ := space.used()
+	if ok, err := thread.HeapSetInformation(0, HeapOptimizeResources, 0); !ok {
+		t.Error(err)
+	}
+	if after, _ := space.used(); after >= before {
+		t.Errorf("%d bytes committed before HeapOptimizeResources, %d after", before, after)
+	}
+
+	// With validation at every call an allocation finds damage far from it.
+	p = mustAlloc(t, thread, h, 100)
+	q := mustAlloc(t, thread, h, 100)
+	change(t, space, p-3, 1)
+	for _, ends := range []bool{false, true} {
+		_, err = thread.HeapAlloc(h, 0, 5000)
+		var e *Exception
+		if !errors.As(err, &e) || e.Status != StatusHeapCorruption || e.Terminate != ends {
+			t.Errorf("HeapAlloc from a damaged heap: %v, terminate %v", err, ends)
+		}
+		if ok, err := thread.HeapSetInformation(0, HeapEnableTerminationOnCorruption, 0); !ok {
+			t.Error(err)
+		}
+	}
+	_, err = thread.HeapSize(h, 0, q)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// sized is a space that says of itself what it is told to.
+type sized struct {
+	*fakeSpace
+	pointer, page int
+}
+
+func (s sized) PointerSize() int { return s.pointer }
+func (s sized) PageSize() int    { return s.page }
+
+func TestUnfitSpaces(t *testing.T) {
+	for _, s := range []sized{{nil, 2, 0x1000}, {nil, 8, 0x200}, {nil, 8, 0x3000}, {nil, 4, 0x10000}} {
+		if _, err := New(s, Options{}); err == nil {
+			t.Errorf("pointers of %d bytes and pages of %d are accepted", s.pointer, s.page)
+		}
+	}
+	space := newFakeSpace(8)
+	space.limit = 0x1000
+	if _, err := New(space, Options{}); err == nil {
+		t.Error("a heap without memory for its header")
+	}
+	if now, _ := space.used(); now != 0 {
+		t.Errorf("it keeps %d bytes", now)
 	}
 }

@@ -223,33 +223,48 @@ func (h *object) allocate(units uint64, flags uint8, unused uint64) (b uint64) {
 	}
 }
 
-// extend commits more of a segment behind which a block of units then fits.
+// extend commits more of a segment, so that a block of units fits there.
 func (h *object) extend(units uint64) bool {
-	l := h.l
-	head := h.base + l.ucrHead
+	head := h.base + h.l.ucrHead
 	for node := h.after(head); node != head; node = h.after(node) {
-		at := node - l.unit
+		at := node - h.l.unit
 		e := h.header(at)
 		s := h.segmentOf(at, e.seg)
 		u := h.ucrAt(at, e)
-		if u.size > s.size {
+		if u.addr > s.end() || u.size > s.end()-u.addr {
 			h.fail(at, "the end of a committed run")
 		}
-		need := units * l.unit
-		if u.prev != 0 {
-			before := at - u.prev*l.unit
-			if before < s.base || before > at {
-				h.fail(at, "the size of the block before")
-			}
-			if b := h.header(before); !b.is(flagBusy) && b.size == u.prev {
-				need -= min(need, u.prev*l.unit)
-			}
+		before, behind := h.freeAround(&s, u)
+		need := units*h.l.unit - min(units*h.l.unit, before)
+		if need > u.size && need <= u.size+behind {
+			need = u.size
 		}
 		if need > 0 && need <= u.size && h.commitMore(&s, u, need) {
 			return true
 		}
 	}
 	return false
+}
+
+// freeAround is how many bytes before a committed run's end are free, and how many behind the uncommitted range there
+// would be if that were committed as a whole.
+func (h *object) freeAround(s *segment, u ucr) (before, behind uint64) {
+	if u.prev != 0 {
+		b := u.at - u.prev*h.l.unit
+		if b < s.base || b > u.at {
+			h.fail(u.at, "the size of the block before")
+		}
+		if e := h.header(b); !e.is(flagBusy) && e.size == u.prev {
+			before = u.prev * h.l.unit
+		}
+	}
+	if next := u.addr + u.size; next < s.end() {
+		behind = h.l.ucrSize
+		if e := h.header(next); !e.is(flagBusy) {
+			behind += e.size * h.l.unit
+		}
+	}
+	return before, behind
 }
 
 // checkBounds is checkBlock without the neighbour before.

@@ -31,7 +31,7 @@ func mixed(t testing.TB, thread *Thread) []uint64 {
 			blocks = append(blocks, p)
 		}
 	}
-	for _, size := range [...]uint64{0x20000, 0x120000, 0x20000, 0x110000} {
+	for _, size := range [...]uint64{0x20000, 0x100000, 0x10000, 0x100000} {
 		p, err := thread.HeapAlloc(h, 0, size)
 		if err != nil {
 			t.Fatal(err)
@@ -291,7 +291,7 @@ func TestDestroyDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	change(t, space, h+newLayout(8, fakePage).threshold, 1)
+	change(t, space, h+newLayout(8, fakePage).sealed+24, 1)
 	ok, err := thread.HeapDestroy(h)
 	if ok {
 		t.Error("HeapDestroy of a damaged heap is true")
@@ -341,8 +341,8 @@ func FuzzDamage(f *testing.F) {
 	f.Add([]byte{1, 0x90, 8, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 9, 10, 11, 12, 13, 14, 15, 16})
 	f.Add([]byte{2, 0, 1, 0, 0, 2, 255, 255, 0, 8, 16, 24, 32, 40, 48})
 	f.Add([]byte{5, 0x10, 0x30, 0, 0, 1, 7, 6, 14, 22, 30, 38})
-	for i := range byte(200) {
-		f.Add([]byte{i % 8, i * 37, i, i / 64, 0, 3, i, ^i, i * 5, 0, 1, 2, 3, 4, 5, 6, 7, 8 * i, i, 9, 17, 25})
+	for i := range byte(60) {
+		f.Add([]byte{i % 8, i * 37, i, i / 20, i % 2 * 0x80, 3, i, ^i, i * 5, 0, 1, 2, 3, 4, 5, 6, 7, 8 * i, i, 9, 17, 25})
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if len(in) < 6 {

@@ -14,7 +14,7 @@ import (
 // Options say how the heaps of a process begin.
 type Options struct {
 	// Reserve and Commit are the default heap's, in bytes, as an image's header has them (SizeOfHeapReserve and
-	// SizeOfHeapCommit); 0 stands for 1 MiB and 4 KiB.
+	// SizeOfHeapCommit); 0 stands for 1 MiB and 4 KiB. They are rounded up, to 64 KiB and to whole pages.
 	Reserve, Commit uint64
 
 	// GlobalFlags are those of gflags that concern heaps: tail checking 0x10, free checking 0x20, validation of the whole
@@ -66,7 +66,7 @@ func New(space Space, options Options) (*Heaps, error) {
 	}
 	s := &Heaps{space: space, l: newLayout(uint64(ptr), uint64(page)), options: options}
 	s.terminate.Store(options.TerminateOnCorruption)
-	h, err := s.create(0, max(options.Reserve, options.Commit), options.Commit, 0)
+	h, err := s.create(0, alignUp(max(options.Reserve, options.Commit), granularity), options.Commit, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -270,13 +270,45 @@ func (h *object) loadSerialised() (serialised bool) {
 }
 
 // call runs f as one call on the heap.
-func (h *object) call(t *Thread, flags uint32, f func() error) (err error) {
-	serialise := h.serialised(flags)
-	if err := h.enter(t, serialise); err != nil {
-		return err
+func (h *object) call(t *Thread, flags uint32, f func() error) error {
+	return h.callOr(t, flags, nil, f)
+}
+
+// callOr runs f as one call on the heap, or front if the heap's section would have to be waited for and front, which does
+// what the front end can do without the section, answers true.
+//
+// +checklocksignore
+func (h *object) callOr(t *Thread, flags uint32, front func() bool, f func() error) error {
+	h.mu.Lock()
+	serialise := flags&NoSerialize == 0 && (h.dead || h.loadSerialised())
+	if serialise && !h.lock.tryEnter(t) {
+		if done, err := h.without(front); done || err != nil {
+			h.mu.Unlock()
+			return err
+		}
+		h.mu.Unlock()
+		if err := h.lock.enter(t); err != nil {
+			return err
+		}
+		h.mu.Lock()
 	}
 	defer h.exit(t, serialise)
+	if h.dead {
+		return win32(errorInvalidHandle)
+	}
 	return h.run(f)
+}
+
+// without runs front. The caller holds mu but not the section.
+func (h *object) without(front func() bool) (done bool, err error) {
+	if front == nil || h.dead {
+		return false, nil
+	}
+	err = h.run(func() error {
+		done = front()
+		return nil
+	})
+	return done, err
 }
 
 // run runs f with the header read, and makes an error of what it finds amiss. The caller holds mu.

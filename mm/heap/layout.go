@@ -4,50 +4,69 @@ import "math/bits"
 
 // Flags of HeapCreate, HeapAlloc and their kin (HEAP_).
 const (
-	NoSerialize          = 0x1
-	Growable             = 0x2 // set by HeapCreate, not taken from callers
-	GenerateExceptions   = 0x4
-	ZeroMemory           = 0x8
-	ReallocInPlaceOnly   = 0x10
-	TailChecking         = 0x20
-	FreeChecking         = 0x40
-	CreateEnableExecute  = 0x40000
-	pageAllocs           = 0x01000000 // each block against a guard page
-	validateAll          = 0x20000000 // the whole heap, before every call
-	settableUserValue    = 0x100      // on HeapAlloc: the block carries the handle of a movable block
-	createFlags          = NoSerialize | GenerateExceptions | TailChecking | FreeChecking | CreateEnableExecute
-	debugFlags           = TailChecking | FreeChecking | pageAllocs | validateAll
-	granularity          = 0x10000  // of reservations, bytes
-	maxUnits             = 0xFE00   // the largest block of a segment, in units
-	firstGrowth          = 0x100000 // the second segment, bytes; each further one is twice as large
-	maxSegment           = 0xFD0000 // bytes
-	commitStep           = 0x4000   // a segment grows by at least this, bytes
-	decommitThreshold    = 0x20000  // a free run this long gives pages back, bytes
-	decommitKeep         = 0x8000   // and keeps this much, bytes, so that a block that comes and goes stays cheap
-	compactThreshold     = 0x4000   // the same for HeapCompact
-	quarantineSlots      = 32       // freed page-heap blocks whose addresses stay unused
-	lfhClasses           = 145
-	lfhMaxBlock          = 0x4000 // bytes, with the header
-	lfhActivation        = 18     // this allocation of a size is the first that the front end serves
-	freeLists            = 84
-	segmentSignature     = 0xFFEEFFEE
-	heapSignature        = 0xEEFFEEFF
-	subsegmentSignature  = 0xF0E0D0C0
-	frontEndSignature    = 0x4C46484C
-	tailFill             = 0xAB
-	allocFill            = 0xBAADF00D
-	freeFill             = 0xFEEEFEEE
-	pageFill             = 0xD0
-	frontEndStandard     = 0
-	frontEndLFH          = 2
-	largeRegionIndex     = 64
-	defaultHeapReserve   = 0x100000
-	defaultHeapCommit    = 0x1000
-	handleTableEntries   = 65536
+	NoSerialize         = 0x1
+	Growable            = 0x2 // HEAP_GROWABLE: of a heap without a maximum; not taken from callers
+	GenerateExceptions  = 0x4
+	ZeroMemory          = 0x8
+	ReallocInPlaceOnly  = 0x10
+	TailChecking        = 0x20 // HEAP_TAIL_CHECKING_ENABLED
+	FreeChecking        = 0x40 // HEAP_FREE_CHECKING_ENABLED
+	CreateEnableExecute = 0x40000
+
+	pageAllocs  = 0x01000000 // each block against a guard page
+	validateAll = 0x20000000 // the whole heap, before every call
+
+	createFlags = NoSerialize | GenerateExceptions | TailChecking | FreeChecking | CreateEnableExecute
+	debugFlags  = TailChecking | FreeChecking | pageAllocs | validateAll
+)
+
+// The flags of gflags that concern heaps.
+const (
 	globalFlagTailCheck  = 0x10
 	globalFlagFreeCheck  = 0x20
 	globalFlagValidate   = 0x80
 	globalFlagPageAllocs = 0x02000000
+)
+
+// Sizes, in bytes unless said otherwise.
+const (
+	granularity        = 0x10000 // of reservations
+	defaultHeapReserve = 0x100000
+	defaultHeapCommit  = 0x1000
+	maxUnits           = 0xFE00   // the largest block of a segment, in units
+	firstGrowth        = 0x100000 // the second segment; each further one is twice as large
+	maxSegment         = 0xFD0000
+	commitStep         = 0x4000  // a segment grows by at least this
+	decommitThreshold  = 0x20000 // a free run this long gives pages back
+	decommitKeep       = 0x8000  // and keeps this much, so that a block that comes and goes stays cheap
+	compactThreshold   = 0x4000  // the same for HeapCompact, which keeps nothing
+	quarantineSlots    = 32      // freed page-heap blocks whose addresses stay unused
+	handleTableEntries = 65536
+
+	freeLists        = 84
+	lfhClasses       = 145 // with class 0, which nothing is in
+	lfhMaxBlock      = 0x4000
+	lfhActivation    = 18 // this allocation of a size is the first that the front end serves
+	largeRegionIndex = 64
+)
+
+// Signatures and fills are NT's.
+const (
+	segmentSignature    = 0xFFEEFFEE
+	heapSignature       = 0xEEFFEEFF
+	subsegmentSignature = 0xF0E0D0C0
+	frontEndSignature   = 0x4C46484C // ours: LFHL
+
+	tailFill  = 0xAB
+	pageFill  = 0xD0
+	allocFill = 0xBAADF00D
+	freeFill  = 0xFEEEFEEE
+)
+
+// HeapCompatibilityInformation's values.
+const (
+	frontEndStandard = 0
+	frontEndLFH      = 2
 )
 
 // Flags in a block's header.
@@ -71,7 +90,8 @@ type layout struct {
 	segSignature, segIndex, segLink, segHeap, segPages, segFirst, segSeal, segUncommitted, segSize uint64
 
 	// Heap header. From sealed to seal nothing changes but when a segment or a large block comes or goes.
-	sealed, key, frontEnd, threshold, reserved, next, segments, large, table, seal uint64
+	// object.load has what is between.
+	sealed, seal uint64
 
 	segHead, largeHead, ucrHead, ringNext, ring, usage, bitmap, lists, heapSize uint64
 
@@ -94,15 +114,7 @@ func newLayout(ptr, page uint64) *layout {
 	if ptr == 4 {
 		l.segSize, l.sealed = 0x40, 0x40
 	}
-	l.key = l.sealed + 8 // after Flags and ForceFlags
-	l.frontEnd = l.key + 12
-	l.threshold = l.key + 16
-	l.reserved = l.key + 32
-	l.next = l.key + 40
-	l.segments = l.key + 48
-	l.large = l.key + 52
-	l.table = l.key + 56
-	l.seal = l.key + 64
+	l.seal = l.sealed + 72
 	l.segHead = l.seal + 8
 	l.largeHead = l.segHead + 2*ptr
 	l.ucrHead = l.largeHead + 2*ptr

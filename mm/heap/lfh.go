@@ -109,8 +109,8 @@ func (h *object) frontAlloc(class, size uint64, flags uint8) uint64 {
 	return b
 }
 
-// addSubsegment gives class another subsegment, and reports whether there was memory for it. The first has 32 blocks,
-// each further one twice as many while it stays below 64 KiB.
+// addSubsegment gives class another subsegment, and reports whether there was memory for it. The first has 32 blocks
+// in 4 KiB, or as many as go there, but two; each further one twice as many, up to 512 in 64 KiB.
 func (h *object) addSubsegment(class, bytes uint64) bool {
 	l := h.l
 	if h.p.table == 0 && !h.makeTable() {
@@ -118,7 +118,8 @@ func (h *object) addSubsegment(class, bytes uint64) bool {
 	}
 	h.checkTable()
 	n := h.u64(h.subCount(class))
-	count := min(uint64(32)<<min(n, 4), maxBlocks, max(granularity/bytes, 4))
+	n = min(n, 4)
+	count := min(uint64(32)<<n, max(0x1000<<n/bytes, 2))
 	head := alignUp(subLink+2*l.ptr+(count+63)/64*8, l.unit)
 	b := h.allocate(l.units(head+count*bytes), flagBusy|flagContainer, 0)
 	if b == 0 {
@@ -139,7 +140,7 @@ func (h *object) addSubsegment(class, bytes uint64) bool {
 	}
 	h.setFree(s, count)
 	h.link(h.bucket(class), s.at+subLink)
-	h.put(h.subCount(class), n+1, 8)
+	h.put(h.subCount(class), h.u64(h.subCount(class))+1, 8)
 	return true
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"sync"
@@ -230,6 +231,10 @@ func (m *model) walk(t *rapid.T) {
 }
 
 func TestModel(t *testing.T) {
+	if checks := flag.Lookup("rapid.checks"); testing.Short() && checks.Value.String() == checks.DefValue {
+		checks.Value.Set("15")
+		defer checks.Value.Set(checks.DefValue)
+	}
 	for _, c := range []struct {
 		name    string
 		ptr     int
@@ -237,6 +242,7 @@ func TestModel(t *testing.T) {
 		maximum uint64 // of HeapCreate; 0: the default heap, which grows
 		limit   uint64
 		options Options
+		coarse  bool
 	}{
 		{name: "x64", ptr: 8},
 		{name: "x86", ptr: 4},
@@ -247,14 +253,20 @@ func TestModel(t *testing.T) {
 		{name: "checking-x86", ptr: 4, options: Options{GlobalFlags: globalFlagTailCheck | globalFlagFreeCheck}},
 		{name: "pages", ptr: 8, options: Options{GlobalFlags: globalFlagPageAllocs}},
 		{name: "pages-x86", ptr: 4, options: Options{GlobalFlags: globalFlagPageAllocs}},
-		{name: "committed", ptr: 8, options: Options{Reserve: 0x300000, Commit: 0x300000}},
+		{name: "committed", ptr: 8, options: Options{Reserve: 0x2FF001, Commit: 0x2FF001}},
+		{name: "16k", ptr: 8, coarse: true},
+		{name: "16k-pages-x86", ptr: 4, coarse: true, options: Options{GlobalFlags: globalFlagPageAllocs}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				space := newFakeSpace(c.ptr)
 				options := c.options
 				options.Random = seeded(rapid.Uint64().Draw(t, "seed"))
-				heaps, err := New(space, options)
+				var used Space = space
+				if c.coarse {
+					used = coarse{space}
+				}
+				heaps, err := New(used, options)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -204,3 +204,31 @@ func (f *fakeSpace) protection(addr uint64) uint32 {
 	}
 	return 0
 }
+
+// coarse is a fakeSpace with pages of 16 KiB.
+type coarse struct{ *fakeSpace }
+
+const coarsePage = 0x4000
+
+func (c coarse) PageSize() int { return coarsePage }
+
+func (c coarse) Reserve(size uint64, protect uint32) (uint64, error) {
+	if size%coarsePage != 0 {
+		return 0, fmt.Errorf("Reserve(%#x): not in pages", size)
+	}
+	return c.fakeSpace.Reserve(size, protect)
+}
+
+func (c coarse) Commit(addr, size uint64, protect uint32) error {
+	if addr%coarsePage != 0 || size%coarsePage != 0 {
+		return fmt.Errorf("Commit(%#x, %#x): not in pages", addr, size)
+	}
+	return c.fakeSpace.Commit(addr, size, protect)
+}
+
+func (c coarse) Decommit(addr, size uint64) error {
+	if addr%coarsePage != 0 || size%coarsePage != 0 {
+		return fmt.Errorf("Decommit(%#x, %#x): not in pages", addr, size)
+	}
+	return c.fakeSpace.Decommit(addr, size)
+}

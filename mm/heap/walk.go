@@ -15,7 +15,7 @@ type ProcessHeapEntry struct {
 	Data        uint64 // lpData: of the data, or of the region or range
 	Size        uint64 // cbData: of the data
 	Overhead    uint8  // cbOverhead
-	RegionIndex uint8  // iRegionIndex; 64 for a block that is a reservation of its own
+	RegionIndex uint8  // iRegionIndex, at most 63; 64 for a block that is a reservation of its own
 	Flags       uint16 // wFlags
 
 	Mem uint64 // Block.hMem: the handle of a movable block
@@ -43,53 +43,80 @@ func (t *Thread) HeapWalk(handle uint64, entry *ProcessHeapEntry) (bool, error) 
 }
 
 func (h *object) walk(e *ProcessHeapEntry) (ProcessHeapEntry, error) {
-	l := h.l
-	switch {
-	case e.Data == 0:
+	if e.Data == 0 {
 		s := h.segmentAt(h.base)
 		return h.regionEntry(&s), nil
+	}
+	at, err := h.position(e)
+	if isCorruption(err) {
+		err = win32(errorInvalidParameter)
+	}
+	switch {
+	case err != nil:
+		return *e, err
+	case at.sub != nil:
+		return h.frontEntry(at.sub, at.index), nil
+	case at.seg.size == 0:
+		return h.largeEntryAt(at.node)
+	case at.block == at.seg.end():
+		return h.nextRegion(&at.seg)
+	}
+	return h.entryAt(&at.seg, at.block)
+}
+
+// position is where a walk goes on: at a block of a subsegment, at a block of a segment or its end, or else at a node of
+// the list of large blocks.
+type position struct {
+	sub   *subsegment
+	index uint64
+	seg   segment
+	block uint64
+	node  uint64
+}
+
+// position finds what comes behind an entry, which may long be gone.
+func (h *object) position(e *ProcessHeapEntry) (at position, err error) {
+	defer h.catch(&err)
+	l := h.l
+	switch {
 	case e.Flags&EntryRegion != 0:
-		s := h.segmentAt(e.Data)
-		return h.entryAt(&s, s.first)
+		at.seg = h.segmentAt(e.Data)
+		at.block = at.seg.first
 	case e.Flags&EntryUncommittedRange != 0:
 		s, ok := h.segmentHolding(e.Data)
 		if !ok || e.Size > s.end()-e.Data {
-			return *e, win32(errorInvalidParameter)
+			return at, win32(errorInvalidParameter)
 		}
-		if e.Data+e.Size == s.end() {
-			return h.nextRegion(&s)
-		}
-		return h.entryAt(&s, e.Data+e.Size)
+		at.seg, at.block = s, e.Data+e.Size
 	case e.RegionIndex == largeRegionIndex:
 		_, b := h.busyAt(e.Data)
 		if b == nil {
-			return *e, win32(errorInvalidParameter)
+			return at, win32(errorInvalidParameter)
 		}
-		return h.largeEntryAt(h.after(b.base))
+		at.node = h.after(b.base)
 	case e.Flags == 0 && uint64(e.Overhead) == 2*l.unit:
-		return h.behind(e.Data - 2*l.unit)
+		h.behind(&at, e.Data-2*l.unit)
 	default:
-		return h.behind(e.Data - l.unit)
+		h.behind(&at, e.Data-l.unit)
 	}
+	return at, nil
 }
 
-// behind is the entry behind the block at b.
-func (h *object) behind(b uint64) (ProcessHeapEntry, error) {
-	if b < granularity {
-		return ProcessHeapEntry{}, win32(errorInvalidParameter)
-	}
+// behind sets at to what comes behind the block at b.
+func (h *object) behind(at *position, b uint64) {
 	e := h.header(b)
 	if e.is(flagLFH) {
 		sub := h.subsegmentOf(b, e)
 		if e.prev+1 < sub.count {
-			return h.frontEntry(sub, e.prev+1), nil
+			at.sub, at.index = sub, e.prev+1
+			return
 		}
 		b = sub.at - h.l.unit
 		e = h.header(b)
 	}
-	s := h.segmentOf(b, e.seg)
-	h.checkBlock(&s, b, e)
-	return h.entryAt(&s, b+e.size*h.l.unit)
+	at.seg = h.segmentOf(b, e.seg)
+	h.checkBlock(&at.seg, b, e)
+	at.block = b + e.size*h.l.unit
 }
 
 // entryAt is the first entry from the block at b on.
