@@ -611,18 +611,18 @@ func (p *Space) trimSome(n uint64) (moved uint64) {
 func (p *Space) relieve(n uint64) {
 	s := p.seg.sys
 	s.pfn.Lock()
-	available := s.pfn.Available()
+	available, low := s.pfn.Available(), s.lowFrames()
 	s.pfn.Unlock()
 	resident := p.Resident()
 	if high := p.high.Load(); high > 0 && resident+n > high {
 		p.trimSome(resident + n - high)
 	}
-	if available >= n+s.lowFrames() {
+	if available >= n+low {
 		return
 	}
 	s.balanceSpaces()
 	s.writer.kick()
-	if available < n+s.lowFrames()/2 && s.slotsFree() {
+	if available < n+low/2 && s.slotsFree() {
 		_, _ = s.writeCluster(0) // an error is told by the writer; the page then goes straight to a slot, or fails there
 	}
 }
@@ -630,8 +630,8 @@ func (p *Space) relieve(n uint64) {
 // balanceSpaces takes pages out of the working sets of processes if frames are short and the page writer has not enough to
 // make them from: first from those above their minimum, in turns.
 func (s *System) balanceSpaces() {
-	low := s.lowFrames()
 	s.pfn.Lock()
+	low := s.lowFrames()
 	have := s.pfn.Available() + s.pfn.ModifiedCount()
 	s.pfn.Unlock()
 	if have >= 2*low {

@@ -318,6 +318,7 @@ func (s *System) overLimit() bool {
 }
 
 // lowFrames is the low mark of available frames. The PFN lock is held.
+// +checklocks:s.pfn.mu
 func (s *System) lowFrames() uint64 { return lowFrames(s.budget.Frames) }
 
 func lowFrames(frames uint64) uint64 { return min(max(32, frames/32), frames/4) }
