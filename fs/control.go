@@ -15,12 +15,15 @@ import (
 	"memfs/fs/ctl"
 	"memfs/mapping"
 	"memfs/mm"
+	"memfs/mm/process"
 )
 
 // The control tree gives the tables of package ctl nodes. What a file says and obeys is there; here is only what FUSE
 // and the real tree have to do with it:
 //
 //	.proc/NAME                 ctl.Top
+//	.proc/PROCESS/             a simulated process: ctl.PerProcess
+//	.proc/policy/              policyRows
 //	.proc/files/               the real tree again, from its root
 //	.proc/files/DIR/           a real directory: its entries, and ctl.PerDir for itself
 //	.proc/files/PATH/          a regular file: a folder with ctl.PerFile
@@ -58,17 +61,25 @@ const (
 	controlFileRow                       // a row of ctl.PerFile
 	controlSpecial                       // the folder of another real node
 	controlSpecialRow                    // a row of ctl.PerSpecial
+	controlProcess                       // a simulated process
+	controlProcessRow                    // a row of ctl.PerProcess
+	controlPolicy                        // .proc/policy
+	controlPolicyRow                     // a row of policyRows
 )
 
-// filesName is the name of the real tree's copy in .proc.
-const filesName = "files"
+// filesName is the name of the real tree's copy in .proc, policyName that of the folder of boot policies.
+const (
+	filesName  = "files"
+	policyName = "policy"
+)
 
 // controlNode says what a node of the control tree is. It never changes.
 type controlNode struct {
 	kind controlKind
-	row  int   // of the kind's table
-	json bool  // the row's JSON twin
-	real *node // nil in .proc itself
+	row  int        // of the kind's table
+	json bool       // the row's JSON twin
+	real *node      // of the kinds that stand for one
+	proc *simulated // of the kinds that are about one
 }
 
 func (n *controlNode) id() uint64 {
@@ -77,15 +88,18 @@ func (n *controlNode) id() uint64 {
 		row |= 1
 	}
 	id := controlBit | uint64(n.kind)<<controlKindBits | row<<controlRowBits
-	if n.real != nil {
+	switch {
+	case n.real != nil:
 		id |= n.real.id & controlRealMask
+	case n.proc != nil:
+		id |= uint64(n.proc.process.ID())
 	}
 	return id
 }
 
 func (n *controlNode) isDir() bool {
 	switch n.kind {
-	case controlRoot, controlDir, controlFile, controlSpecial:
+	case controlRoot, controlDir, controlFile, controlSpecial, controlProcess, controlPolicy:
 		return true
 	}
 	return false
@@ -122,10 +136,11 @@ const (
 
 // controlTree is .proc.
 type controlTree struct {
-	fs    *fileSystem
-	mount *ctl.Mount
-	env   ctl.Env
-	born  time.Time
+	fs        *fileSystem
+	processes *processTable
+	mount     *ctl.Mount
+	env       ctl.Env
+	born      time.Time
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -140,13 +155,16 @@ type controlTree struct {
 }
 
 func newControlTree(f *fileSystem) *controlTree {
+	processes := newProcessTable(f.sys, f.opts.NX, f.opts.Log)
 	return &controlTree{
-		fs: f,
+		fs:        f,
+		processes: processes,
 		mount: &ctl.Mount{
-			Machine: machine{f.sys, f},
-			Version: f.opts.Version,
-			Facts:   f.opts.Facts,
-			Inodes:  f.inodeCounts,
+			Processes: processes.list,
+			Machine:   machine{f.sys, f, processes.machine},
+			Version:   f.opts.Version,
+			Facts:     f.opts.Facts,
+			Inodes:    f.inodeCounts,
 		},
 		env: ctl.Env{
 			Gate:  ctl.Gate(f.gate),
@@ -161,8 +179,12 @@ func newControlTree(f *fileSystem) *controlTree {
 // machine is the memory manager with what of the mount goes with its memory.
 type machine struct {
 	*mm.System
-	fs *fileSystem
+	fs        *fileSystem
+	processes *process.Machine
 }
+
+// Check proves the invariants of the memory manager and of the processes on it.
+func (m machine) Check() []error { return append(m.System.Check(), m.processes.Check()...) }
 
 // SetMemory also changes how many inodes there may be, if that went by the memory, and how much dirty data.
 func (m machine) SetMemory(bytes uint64) (mm.Resized, error) {
@@ -177,7 +199,13 @@ func (m machine) SetMemory(bytes uint64) (mm.Resized, error) {
 func (c *controlTree) node(id uint64) (n controlNode, ok bool) {
 	row := int(id >> controlRowBits & controlRowMask)
 	n = controlNode{kind: controlKind(id >> controlKindBits & controlKindMask), row: row >> 1, json: row&1 != 0}
-	if n.kind != controlRoot && n.kind != controlTop {
+	switch n.kind {
+	case controlRoot, controlTop, controlPolicy, controlPolicyRow:
+	case controlProcess, controlProcessRow:
+		if n.proc = c.processes.get(id & controlRealMask); n.proc == nil {
+			return n, false
+		}
+	default:
 		if n.real = c.fs.nodes.get(id & controlRealMask); n.real == nil {
 			return n, false
 		}
@@ -214,6 +242,12 @@ func (n *controlNode) valid() bool {
 		if n.kind == controlSpecialRow {
 			rows = len(ctl.PerSpecial)
 		}
+	case controlProcess:
+	case controlProcessRow:
+		rows = len(ctl.PerProcess)
+	case controlPolicy:
+	case controlPolicyRow:
+		rows = len(policyRows)
 	default:
 		return false
 	}
@@ -251,8 +285,14 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 	n := controlNode{real: dir.real}
 	switch dir.kind {
 	case controlRoot:
-		if name == filesName {
+		switch {
+		case name == filesName:
 			return controlFor(c.fs.rootNode()), true
+		case name == policyName:
+			return controlNode{kind: controlPolicy}, true
+		}
+		if s := c.processes.find(name); s != nil {
+			return controlNode{kind: controlProcess, proc: s}, true
 		}
 		n.kind = controlTop
 		row, json = ctl.Lookup(ctl.Top, name)
@@ -272,6 +312,12 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 	case controlSpecial:
 		n.kind = controlSpecialRow
 		row, json = ctl.Lookup(ctl.PerSpecial, name)
+	case controlProcess:
+		n.kind, n.proc = controlProcessRow, dir.proc
+		row, json = ctl.Lookup(ctl.PerProcess, name)
+	case controlPolicy:
+		n.kind = controlPolicyRow
+		row = slices.Index(policyRows, name)
 	}
 	if row < 0 || gone(dir.real) {
 		return n, false
@@ -345,6 +391,11 @@ func (n *controlNode) perm() (perm uint32, residency bool) {
 	case controlSpecialRow:
 		e := &ctl.PerSpecial[n.row]
 		return e.Perm, e.Residency
+	case controlProcessRow:
+		e := &ctl.PerProcess[n.row]
+		return e.Perm, e.Residency
+	case controlPolicyRow:
+		return 0644, false
 	}
 	return 0, false
 }
@@ -376,13 +427,15 @@ func guardedAttr(real *node) fuse.Attr {
 func (n *controlNode) controlMode(real uint32) uint32 {
 	switch n.kind {
 	case controlRoot:
+		return syscall.S_IFDIR | syscall.S_ISVTX | 0777 // everybody may start a process, and end his own
+	case controlProcess, controlPolicy:
 		return syscall.S_IFDIR | 0555
 	case controlDir:
 		return syscall.S_IFDIR | real&0555
 	case controlFile, controlSpecial:
 		read := real & 0444
 		return syscall.S_IFDIR | 0500 | read | read>>2
-	case controlTop:
+	case controlTop, controlProcessRow, controlPolicyRow:
 		perm, _ := n.perm()
 		return syscall.S_IFREG | perm
 	}
@@ -401,6 +454,12 @@ func (c *controlTree) fillAttr(n *controlNode, out *fuse.Attr) {
 	*out = fuse.Attr{Ino: n.id(), Nlink: 1, Blksize: 4096}
 	if n.isDir() {
 		out.Nlink = 2
+	}
+	if s := n.proc; s != nil {
+		out.Mode = n.controlMode(0)
+		out.Owner = s.owner
+		out.SetTimes(&s.born, &s.born, &s.born)
+		return
 	}
 	if n.real == nil {
 		out.Mode = n.controlMode(0)
@@ -560,11 +619,13 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 	case controlSpecialRow:
 		stat := controlStat(n.real)
 		doc = ctl.PerSpecial[n.row].Render(&stat)
+	case controlProcessRow:
+		doc = ctl.PerProcess[n.row].Render(n.proc.described())
 	default:
 		return nil, fuse.EINVAL
 	}
 	var ledger ctl.Ledger
-	if n.real != nil { // .proc's own are short, and must be readable when there is no room for anything
+	if n.real != nil || n.proc != nil { // .proc's own are short, and must be readable when there is no room for anything
 		ledger = c.fs.sys
 	}
 	text, err := ctl.Render(doc, n.json, ledger)
@@ -639,6 +700,14 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 			c.steerableFolders(h.node.real, &caller, f)
 		}}, data, c.env)
 	}
+	switch h.node.kind {
+	case controlProcessRow:
+		answer, failed = h.node.proc.execute(data)
+	case controlPolicyRow:
+		if st := c.setPolicy(data); !st.Ok() {
+			return 0, st
+		}
+	}
 	if len(answer) > 0 { // else there was no command
 		c.keepAnswer(&h.node, in.Fh, answer)
 		h.push(answer)
@@ -678,6 +747,10 @@ func (c *controlTree) lastAnswer(n *controlNode) []byte {
 		return last.text
 	case n.kind == controlTop:
 		return []byte(ctl.Help(ctl.ManagerVerbs))
+	case n.kind == controlProcessRow:
+		return nil
+	case n.kind == controlPolicyRow:
+		return c.policy()
 	}
 	return []byte(ctl.Help(ctl.FileVerbs))
 }
@@ -763,7 +836,14 @@ func (c *controlTree) controls(dir *controlNode) []string {
 	names := []string{".", ".."}
 	switch dir.kind {
 	case controlRoot:
-		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName)
+		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName, policyName)
+		for _, s := range c.processes.all() {
+			names = append(names, s.name)
+		}
+	case controlProcess:
+		names = slices.AppendSeq(names, ctl.Names(ctl.PerProcess))
+	case controlPolicy:
+		names = append(names, policyRows...)
 	case controlDir:
 		names = slices.AppendSeq(names, ctl.Names(ctl.PerDir))
 	case controlFile:

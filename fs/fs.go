@@ -24,6 +24,8 @@
 //	bdi.go      the mount's backing device: read-ahead, bound on dirty data
 //	errno.go    mm.Status to errno
 //	control.go  the control tree, .proc
+//	process.go  simulated processes in it
+//	rule.go     rules for files' pages, as attributes
 //
 // # Node ids
 //
@@ -67,6 +69,7 @@ import (
 
 	"memfs/fs/ctl"
 	"memfs/mm"
+	"memfs/mm/process"
 )
 
 // Options says what to mount and how.
@@ -78,6 +81,8 @@ type Options struct {
 
 	ProcName    string // of the control tree in the root; "" = ".proc"
 	ProcVisible bool   // list it in the root
+
+	NX process.Policy // DEP boot policy of simulated processes
 
 	Mode, UID, GID uint32 // permission bits and owner of the root
 
@@ -393,6 +398,7 @@ func (f *fileSystem) shutdown() {
 			f.opts.Log("launderer: %v", err)
 		}
 	}
+	f.control.processes.close()
 	f.nodes.each(func(n *node) { n.abandon() })
 	f.deletions.wait()
 }

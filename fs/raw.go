@@ -96,7 +96,7 @@ func (f *fileSystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string
 
 func (f *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	if isControl(in.NodeId) {
-		return fuse.EPERM
+		return f.control.mkdir(in, name, out)
 	}
 	c := creation{caller: in.Caller, mode: syscall.S_IFDIR | in.Mode&permMask, umask: in.Umask}
 	_, st := f.create(in.NodeId, name, c, out)
@@ -140,7 +140,7 @@ func (f *fileSystem) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name stri
 
 func (f *fileSystem) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if isControl(in.NodeId) {
-		return fuse.EPERM
+		return f.control.rmdir(in, name)
 	}
 	return f.remove(in.NodeId, name, true)
 }

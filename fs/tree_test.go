@@ -326,7 +326,15 @@ func TestProcName(t *testing.T) {
 	if k.must(st, "lookup"); !isControl(id) {
 		t.Errorf(".proc is node %d", id)
 	}
-	k.want(second(k.mkdir(id, "x")), fuse.EPERM, "mkdir in the control tree")
+	k.want(second(k.mkdir(id, "x@z80")), fuse.EINVAL, "a process of no known kind")
+	process, st := k.mkdir(id, "x@x86")
+	k.must(st, "mkdir of a process")
+	k.want(second(k.mkdir(id, "x@x86")), eexist, "the same again")
+	k.want(second(k.mkdir(process, "y")), fuse.EPERM, "mkdir in a process")
+	k.must(k.rmdir(id, "x@x86"), "rmdir of a process")
+	k.want(k.rmdir(id, "x@x86"), fuse.ENOENT, "the same again")
+	k.want(k.rmdir(id, "policy"), fuse.EPERM, "rmdir of another folder")
+	k.must(second(k.mkdir(id, "left")), "mkdir of a process that the unmount ends")
 	sub := k.mustMkdir(root, "d")
 	k.touch(sub, ".proc")
 	if names := k.readAll(root, 4096, false); !slices.Equal(names, []string{".", "..", "f", "d"}) {

@@ -17,7 +17,7 @@ import (
 )
 
 // controlFiles are the control files that this version has; each has a JSON twin.
-var controlFiles = []string{"version", "meminfo", "vmstat", "pagelists", "pagefiles", "check"}
+var controlFiles = []string{"version", "meminfo", "vmstat", "pagelists", "pagefiles", "pressure", "ps", "check"}
 
 // perFile are the control files of a regular file.
 var perFile = []string{"info", "pages", "map"}

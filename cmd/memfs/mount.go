@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"memfs/mm/process"
 	"memfs/mm/store"
 )
 
@@ -34,6 +35,7 @@ type mountOptions struct {
 	uid        userID
 	gid        groupID
 	procName   procName
+	nx         nxPolicy
 	allowOther bool
 	nonempty   bool
 	vfs        vfsFlags
@@ -84,6 +86,7 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 		uid:    userID(os.Geteuid()),
 		gid:    groupID(os.Getegid()),
 		source: "memfs",
+		nx:     nxPolicy(process.OptIn),
 	}
 	if os.Geteuid() == 0 {
 		o.mode, o.allowOther = 0o1777, true // as tmpfs
@@ -105,6 +108,7 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 	f.Var(&o.mode, "mode", "permissions of the root directory, octal")
 	f.Var(&o.uid, "uid", "owner of the root directory, a number or a name")
 	f.Var(&o.gid, "gid", "group of the root directory, a number or a name")
+	f.Var(&o.nx, "nx", "DEP of simulated processes: OptIn, OptOut, AlwaysOn or AlwaysOff")
 	f.Var(&o.procName, "proc", "control tree: hidden, visible, or another `NAME` to be visible under (default hidden)")
 	f.BoolVar(&o.allowOther, "allow-other", o.allowOther, "let other users in")
 	f.BoolVar(&o.nonempty, "nonempty", false, "mount on a directory that is not empty, hiding what is in it")
@@ -205,6 +209,21 @@ func (m *fileMode) Set(text string) error {
 
 func (m *fileMode) String() string { return fmt.Sprintf("%04o", uint32(*m)) }
 func (*fileMode) Type() string     { return "MODE" }
+
+// nxPolicy is a boot policy.
+type nxPolicy process.Policy
+
+func (p *nxPolicy) Set(text string) error {
+	policy, ok := process.ParsePolicy(text)
+	if !ok {
+		return fmt.Errorf("not a policy: there are OptIn, OptOut, AlwaysOn and AlwaysOff")
+	}
+	*p = nxPolicy(policy)
+	return nil
+}
+
+func (p *nxPolicy) String() string { return process.Policy(*p).String() }
+func (*nxPolicy) Type() string     { return "POLICY" }
 
 // procName is where the control tree is, and whether readdir lists it.
 type procName struct {

@@ -16,6 +16,7 @@ import (
 
 	"memfs/fs"
 	"memfs/mm"
+	"memfs/mm/process"
 	"memfs/mm/store"
 )
 
@@ -278,6 +279,7 @@ func (s *session) fsOptions(b mm.Budget) fs.Options {
 		System:      s.sys,
 		Inodes:      b.Inodes,
 		ProcName:    s.o.procName.name,
+		NX:          process.Policy(s.o.nx),
 		ProcVisible: s.o.procName.visible,
 		Mode:        uint32(s.o.mode),
 		UID:         uint32(s.o.uid),

@@ -61,6 +61,8 @@ type Mount struct {
 	Version string                    // of memfs
 	Facts   func() [][2]string        // label and value lines of version: the kernel's features, how it was mounted
 	Inodes  func() (used, max uint64) // of nr_inodes
+	// Processes lists the simulated processes by number.
+	Processes func() []*Process
 }
 
 // File is what the control files of a regular file need.

@@ -1,0 +1,138 @@
+package ctl
+
+import (
+	"strings"
+
+	"memfs/mm"
+	"memfs/mm/process"
+)
+
+// Process is what the control files of a simulated process describe.
+type Process struct {
+	*process.Process
+	Name string // of its folder
+	UID  uint32 // whose it is
+}
+
+// PerProcess is the table of the control files of a simulated process, in its folder .proc/NAME.
+var PerProcess = []Entry[*Process]{
+	{Name: "status", Perm: 0444, Help: "what it is, and how much memory it has", Render: processStatus},
+	{Name: "dep", Perm: 0444, Help: "DEP (permanent), DEP, or an empty line", Render: processDEP},
+	{Name: "maps", Perm: 0400, Help: "its regions: state, type, protection now and at allocation", Render: processMaps},
+	{Name: "pagemap", Perm: 0400, Help: "one line a page that it has: state, frame, where its copy is", Render: processPages},
+	{Name: "ctl", Perm: 0600, Help: "takes Win32 calls, one a line: r = VirtualAlloc 0 0x10000 MEM_COMMIT PAGE_READWRITE"},
+}
+
+func processStatus(p *Process) *Doc {
+	c := p.MemoryInfo()
+	low, high, _ := p.WorkingSetSize()
+	d := new(Doc)
+	d.Field("Name", "name", Word(p.Name))
+	d.Field("Pid", "pid", Count(uint64(p.ID())))
+	d.Field("Uid", "uid", Count(uint64(p.UID)))
+	d.Field("Arch", "arch", Word(p.Image().Arch.String()))
+	d.Field("DEP", "dep", Word(p.DEP()))
+	d.Field("Violations", "violations", Count(p.Violations()))
+	d.Field("LowestAddress", "lowest_address", Hex(p.Lowest()))
+	d.Field("HighestAddress", "highest_address", Hex(p.Highest()))
+	d.Field("PageFaults", "page_faults", Count(c.PageFaults))
+	for _, f := range []struct {
+		label, key string
+		bytes      uint64
+	}{
+		{"WorkingSet", "working_set", c.WorkingSet}, {"PeakWorkingSet", "peak_working_set", c.PeakWorkingSet},
+		{"MinimumWorkingSet", "minimum_working_set", low}, {"MaximumWorkingSet", "maximum_working_set", high},
+		{"Locked", "locked", c.Locked}, {"Private", "private", c.Private}, {"PeakPrivate", "peak_private", c.PeakPagefile},
+		{"Virtual", "virtual", c.Virtual}, {"PeakVirtual", "peak_virtual", c.PeakVirtual},
+	} {
+		d.Field(f.label, f.key+"_bytes", KB(f.bytes))
+	}
+	d.Field("Threads", "threads", Count(uint64(len(p.Threads()))))
+	return d
+}
+
+// processDEP is the column that Process Explorer shows.
+func processDEP(p *Process) *Doc {
+	d := new(Doc)
+	d.Lines("", p.DEP())
+	d.Field("", "dep", Word(p.DEP()))
+	return d
+}
+
+func processMaps(p *Process) *Doc {
+	d := new(Doc)
+	maps := p.Maps()
+	d.Table("maps", []Column{
+		{Head: "Base", Key: "base", Width: 12}, {Head: "Size", Key: "size_bytes", Width: 12}, {Head: "State", Key: "state", Width: 11},
+		{Head: "Type", Key: "type", Width: 11}, {Head: "Protect", Key: "protect", Width: 24},
+		{Head: "AllocationBase", Key: "allocation_base", Width: 14},
+		{Head: "AllocationProtect", Key: "allocation_protect", Width: 24}, {Head: "Use", Key: "use"},
+	}, func(yield func([]Value) bool) {
+		for _, m := range maps {
+			if !yield([]Value{Hex(m.BaseAddress), Count(m.RegionSize), Word(m.State.String()), Word(m.Type.String()),
+				protection(m.Protect), Hex(m.AllocationBase), protection(m.AllocationProtect), Word(m.Use)}) {
+				return
+			}
+		}
+	})
+	return d
+}
+
+func protection(p process.Protection) Value {
+	if p == 0 {
+		return None()
+	}
+	return Word(p.String())
+}
+
+func processPages(p *Process) *Doc {
+	d := new(Doc)
+	d.Table("pages", []Column{
+		{Head: "Address", Key: "address", Width: 12}, {Head: "State", Key: "state", Width: 10}, {Head: "Frame", Key: "frame", Width: 8},
+		{Head: "Dirty", Key: "dirty", Width: 5}, {Head: "PageFile", Key: "pagefile", Width: 8}, {Head: "Slot", Key: "slot", Width: 8},
+	}, func(yield func([]Value) bool) {
+		p.Pages(func(i mm.PageInfo) bool {
+			row := []Value{Hex(i.Index << mm.PageShift), Word(stateNames[i.State]), None(), None(), None(), None()}
+			if i.Frame >= 0 {
+				row[2], row[3] = Count(uint64(i.Frame)), Flag(i.Dirty)
+			}
+			if i.Slot >= 0 {
+				row[4], row[5] = Count(uint64(i.PageFile)), Count(uint64(i.Slot))
+			}
+			return yield(row)
+		})
+	})
+	return d
+}
+
+// processes is the list of simulated processes, as Process Explorer has it.
+func processes(m *Mount) *Doc {
+	d := new(Doc)
+	var all []*Process
+	if m.Processes != nil {
+		all = m.Processes()
+	}
+	d.Table("processes", []Column{
+		{Head: "Pid", Key: "pid", Width: 6}, {Head: "Uid", Key: "uid", Width: 6}, {Head: "Arch", Key: "arch", Width: 5},
+		{Head: "DEP", Key: "dep", Width: 15}, {Head: "WorkingSet", Key: "working_set_bytes", Width: 10},
+		{Head: "Private", Key: "private_bytes", Width: 10}, {Head: "Name", Key: "name"},
+	}, func(yield func([]Value) bool) {
+		for _, p := range all {
+			c := p.MemoryInfo()
+			if !yield([]Value{Count(uint64(p.ID())), Count(uint64(p.UID)), Word(p.Image().Arch.String()), Word(p.DEP()),
+				KB(c.WorkingSet), KB(c.Private), Word(p.Name)}) {
+				return
+			}
+		}
+	})
+	return d
+}
+
+// PolicyNX is the file of the DEP boot policy in .proc/policy: it reads as the policy and takes another one, for the
+// processes that are started after it.
+const PolicyNX = "nx"
+
+// ParseNX reads what was written to it.
+func ParseNX(text []byte) (process.Policy, bool) {
+	return process.ParsePolicy(strings.TrimSpace(string(text)))
+}

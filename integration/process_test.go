@@ -1,0 +1,154 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// call writes lines to a process's ctl and reads the replies on the same descriptor.
+func (m *mount) call(t *testing.T, name string, lines ...string) (replies []string, err error) {
+	t.Helper()
+	f, openErr := os.OpenFile(m.path(".proc", name, "ctl"), os.O_RDWR, 0)
+	must(t, openErr)
+	defer f.Close()
+	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
+	reply := make([]byte, 64<<10)
+	n, readErr := f.Read(reply)
+	must(t, readErr)
+	return strings.Split(strings.TrimSuffix(string(reply[:n]), "\n"), "\n"), err
+}
+
+// TestProcesses starts simulated processes, has them call, looks at them, and ends them; one is left to the unmount.
+func TestProcesses(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "256M"})
+	before := m.counters("meminfo").get(t, "Committed_AS")
+	for _, name := range []string{"p", "old@x86", "left"} {
+		must(t, os.Mkdir(m.path(".proc", name), 0o755))
+	}
+	wantErrno(t, "a process of a name that is taken", os.Mkdir(m.path(".proc/p"), 0o755), unix.EEXIST)
+	wantErrno(t, "a process named like a control file", os.Mkdir(m.path(".proc/meminfo"), 0o755), unix.EEXIST)
+	wantErrno(t, "a process of no known kind", os.Mkdir(m.path(".proc/p@z80"), 0o755), unix.EINVAL)
+	wantErrno(t, "a process inside one", os.Mkdir(m.path(".proc/p/q"), 0o755), unix.EPERM)
+	wantErrno(t, "a file in .proc", os.WriteFile(m.path(".proc/file"), nil, 0o644), unix.EPERM)
+
+	replies, err := m.call(t, "p", "r = VirtualAlloc 0x30000000 0x10000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE", "Write $r+8 c3c4", "Read $r+8 2")
+	must(t, err)
+	if len(replies) != 3 || !strings.HasPrefix(replies[0], "OK 0x30000000") || !strings.Contains(replies[2], "c3c4") {
+		t.Errorf("replies are %q", replies)
+	}
+	replies, err = m.call(t, "p", "Execute $r+8") // the variable has outlived the descriptor
+	if replies[0] != "EXC 0xC0000005 execute 0x30000008" {
+		t.Errorf("executing data: %q", replies)
+	}
+	wantErrno(t, "a write that ends in an exception", err, unix.EFAULT)
+	if replies, err = m.call(t, "p", "VirtualFree $r 1 MEM_RELEASE"); !strings.HasPrefix(replies[0], "ERR 87 ") || err == nil {
+		t.Errorf("releasing with a size: %q, %v", replies, err)
+	}
+	if replies, _ = m.call(t, "p", "translate 0x30000008"); !strings.HasPrefix(strings.Join(replies, "\n"), "0x0000000030000008 x64\nPML4 ") {
+		t.Errorf("translate: %q", replies)
+	}
+
+	for name, want := range map[string]string{"p": "DEP (permanent)\n", "old@x86": "\n"} {
+		if got := string(mustRead(t, m.path(".proc", name, "dep"))); got != want {
+			t.Errorf("%s: dep is %q, want %q", name, got, want)
+		}
+	}
+	must(t, os.WriteFile(m.path(".proc/policy/nx"), []byte("AlwaysOn\n"), 0))
+	wantErrno(t, "a policy that there is not", os.WriteFile(m.path(".proc/policy/nx"), []byte("Sometimes\n"), 0), unix.EINVAL)
+	must(t, os.Mkdir(m.path(".proc/new@x86"), 0o755))
+	if got := string(mustRead(t, m.path(".proc/new@x86/dep"))); got != "DEP (permanent)\n" {
+		t.Errorf("dep of a process started under AlwaysOn is %q", got)
+	}
+	if got := string(mustRead(t, m.path(".proc/old@x86/dep"))); got != "\n" {
+		t.Errorf("dep of a process started before is %q now", got)
+	}
+	maps := string(mustRead(t, m.path(".proc/p/maps")))
+	if !strings.Contains(maps, "000030000000        65536 MEM_COMMIT  MEM_PRIVATE PAGE_READWRITE") {
+		t.Errorf("maps are\n%s", maps)
+	}
+	if ps := string(mustRead(t, m.path(".proc/ps"))); !strings.Contains(ps, "x64   DEP (permanent)") || strings.Count(ps, "\n") != 5 {
+		t.Errorf("ps is\n%s", ps)
+	}
+
+	for _, name := range []string{"p", "old@x86", "new@x86"} {
+		must(t, os.Remove(m.path(".proc", name)))
+	}
+	wantErrno(t, "a process that has ended", os.Remove(m.path(".proc/p")), unix.ENOENT)
+	wantErrno(t, "removing a folder that is no process", os.Remove(m.path(".proc/policy")), unix.EPERM)
+	_, err = m.call(t, "left", "r = VirtualAlloc 0 0x100000 MEM_COMMIT PAGE_READWRITE", "Write $r 01")
+	must(t, err)
+	if got := m.counters("meminfo").get(t, "Committed_AS"); got < before+1024 || got > before+1024+64 {
+		t.Errorf("%d kB are committed with one process of 1 MiB left, %d before", got, before)
+	}
+}
+
+// TestProcessPaging has processes write more than memory holds, beside files and trims, and read all of it back.
+func TestProcessPaging(t *testing.T) {
+	m := mountMemfs(t, options{memory: "16M", pageFile: "256M"})
+	stop := m.trimLoop(0)
+	must(t, writeContent(m.path("file"), 1, 24<<20))
+	const processes, pages = 3, 2000
+	for p := range processes {
+		name := fmt.Sprint("p", p)
+		must(t, os.Mkdir(m.path(".proc", name), 0o755))
+		_, err := m.call(t, name, fmt.Sprintf("r = VirtualAlloc 0 %d MEM_RESERVE|MEM_COMMIT PAGE_READWRITE", pages*4096))
+		must(t, err)
+		for page := 0; page < pages; page += 50 {
+			var lines []string
+			for i := page; i < page+50; i++ {
+				lines = append(lines, fmt.Sprintf("Write $r+%d %08x", i*4096, i*7+p))
+			}
+			_, err := m.call(t, name, lines...)
+			must(t, err)
+		}
+	}
+	for p := range processes {
+		for page := 0; page < pages; page += 50 {
+			var lines []string
+			for i := page; i < page+50; i++ {
+				lines = append(lines, fmt.Sprintf("Read $r+%d 4", i*4096))
+			}
+			replies, err := m.call(t, fmt.Sprint("p", p), lines...)
+			must(t, err)
+			for i, reply := range replies {
+				if want := fmt.Sprintf("%08x", (page+i)*7+p); !strings.Contains(reply, want) {
+					t.Fatalf("process %d page %d: %q, want %s", p, page+i, reply, want)
+				}
+			}
+		}
+	}
+	stop()
+	wantContent(t, m.path("file"), 1, 24<<20)
+	if m.vmstat().get(t, "pages_output") < pages {
+		t.Error("nothing was paged out: the test needs more pressure")
+	}
+}
+
+// TestProcessOwners: everybody may start a process; it is theirs, and root's.
+func TestProcessOwners(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.Mkdir(m.path(".proc/roots"), 0o755))
+	asUser := func(script string) (string, error) {
+		cmd := asNobody(exec.Command("sh", "-c", script))
+		cmd.Dir = m.dir
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := asUser("cd .proc && mkdir mine && echo VirtualQuery 0 > mine/ctl && cat mine/status mine/maps roots/status ps >/dev/null"); err != nil {
+		t.Errorf("a user's own process: %v\n%s", err, out)
+	}
+	for _, forbidden := range []string{"rmdir .proc/roots", "echo VirtualQuery 0 > .proc/roots/ctl", "cat .proc/roots/maps",
+		"echo AlwaysOff > .proc/policy/nx"} {
+		if out, err := asUser(forbidden); err == nil {
+			t.Errorf("%s: worked for another user: %s", forbidden, out)
+		}
+	}
+	if out, err := asUser("rmdir .proc/mine"); err != nil {
+		t.Errorf("ending it: %v\n%s", err, out)
+	}
+}
