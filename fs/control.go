@@ -699,8 +699,6 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 		}, Folders: func(f func(ctl.Steered)) {
 			c.steerableFolders(h.node.real, &caller, f)
 		}}, data, c.env)
-	}
-	switch h.node.kind {
 	case controlProcessRow:
 		answer, failed = h.node.proc.execute(data)
 	case controlPolicyRow:

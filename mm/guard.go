@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"memfs/mm/offheap"
+	"memfs/mm/store"
 )
 
 // A guard stands between a page file and its store. It keeps a record a slot, off the Go heap, by which it tells whether
@@ -64,8 +64,6 @@ type checksums struct {
 	mem  []byte
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 func newChecksums(slots uint64) (*checksums, error) {
 	mem, err := offheap.Map(int(slots*4) + PageSize)
 	if err != nil {
@@ -76,7 +74,7 @@ func newChecksums(slots uint64) (*checksums, error) {
 
 func (c *checksums) seal(slot uint64, pages [][]byte) [][]byte {
 	for i, b := range pages {
-		c.sums[slot+uint64(i)] = checksum(slot+uint64(i), b)
+		c.sums[slot+uint64(i)] = store.Checksum(slot+uint64(i), b)
 	}
 	return pages
 }
@@ -84,20 +82,13 @@ func (c *checksums) seal(slot uint64, pages [][]byte) [][]byte {
 func (c *checksums) release([][]byte) {}
 
 func (c *checksums) open(slot uint64, page []byte) error {
-	if checksum(slot, page) != c.sums[slot] {
+	if store.Checksum(slot, page) != c.sums[slot] {
 		return errChecksum
 	}
 	return nil
 }
 
 func (c *checksums) close() error { return offheap.Unmap(c.mem) }
-
-// checksum is CRC-32C over the slot number and the bytes, so that a page that comes back from another slot is caught too.
-func checksum(slot uint64, page []byte) uint32 {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], slot)
-	return crc32.Update(crc32.Update(0, castagnoli, b[:]), castagnoli, page)
-}
 
 const (
 	tagBytes   = 16

@@ -65,10 +65,10 @@ func (r *reading) asked(page uint64) bool { return r.first <= page && page <= r.
 // +checklocks:r.g.mu
 func (r *reading) readAhead() {
 	s := r.g.sys
-	if len(r.runs) == 1 && s.isCompressed(r.runs[0].at) {
-		return // no I/O is saved
-	}
-	if len(r.runs) != 1 || uint64(len(r.runs[0].frames)) >= aheadMost {
+	switch {
+	case len(r.runs) != 1 || uint64(len(r.runs[0].frames)) >= aheadMost:
+		return
+	case s.isCompressed(r.runs[0].at): // no I/O would be saved
 		return
 	}
 	window := r.g.ahead.window()

@@ -7,10 +7,10 @@ import (
 	"memfs/mm/pfn"
 )
 
-// patience is how long a write waits for store I/O to free a frame or a slot that is promised to it.
 // errNoSlot says that neither a frame nor a slot was free just now; both are promised, so the write is tried again.
 var errNoSlot = errors.New("mm: no slot is free at the moment")
 
+// patience is how long a write waits for store I/O to free a frame or a slot that is promised to it.
 const patience = 30 * time.Second
 
 // Write stores data at off. The host keeps the pages: they enter the system cache's working set. Space is charged for the

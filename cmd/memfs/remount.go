@@ -145,7 +145,6 @@ func watchMountTable(table, quit int, seen func()) {
 		case err != nil || fds[0].Revents != 0:
 			return
 		}
-
 		seen()
 		fds = fds[:1]
 		if n, err := unix.Poll(fds, int(remountPause.Milliseconds())); n > 0 || err != nil && err != unix.EINTR {
@@ -161,11 +160,9 @@ func (m mountEntry) refresh(changed func(flags uintptr)) mountEntry {
 		return m
 	}
 	for _, now := range table {
-
 		if now.device != m.device || now.mountpoint != m.mountpoint {
 			continue
 		}
-
 		if now.perMount != m.perMount || now.options != m.options {
 			changed(now.flags())
 		}

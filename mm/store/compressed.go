@@ -170,7 +170,7 @@ func (c *Compressed) WriteSlots(slot uint64, bufs [][]byte) error {
 		return c.failed("write", slot, errUnaligned)
 	}
 	page := bufs[0]
-	o := object{sum: sumOf(slot, page), used: true}
+	o := object{sum: Checksum(slot, page), used: true}
 	if word, same := sameWord(page); same {
 		o.where = word
 		return c.put(slot, o, nil)
@@ -308,7 +308,7 @@ func (c *Compressed) readSlot(slot uint64, page []byte) error {
 			return errDamaged
 		}
 	}
-	if sumOf(slot, page) != o.sum {
+	if Checksum(slot, page) != o.sum {
 		return errDamaged
 	}
 	return nil
@@ -389,8 +389,8 @@ func sameWord(page []byte) (word uint64, same bool) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sumOf is CRC-32C over the slot number and the page.
-func sumOf(slot uint64, page []byte) uint32 {
+// Checksum is CRC-32C over the slot number and the page, so that a page that comes back from another slot is caught too.
+func Checksum(slot uint64, page []byte) uint32 {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], slot)
 	return crc32.Update(crc32.Update(0, castagnoli, b[:]), castagnoli, page)

@@ -245,8 +245,14 @@ func (f *File) growError(slots uint64, err error) error {
 	return &Error{Path: f.name, Op: "grow", Slot: old, Count: slots - min(slots, old), Err: err}
 }
 
-// reserve has the disk promise the bytes [from, to).
+// reserve has the disk promise the bytes [from, to). What cannot be had is not tried: a filesystem allocates all that is
+// left before it finds that it is not enough, and everybody else on that disk would find it full meanwhile.
 func (f *File) reserve(from, to int64) error {
+	var st unix.Statfs_t
+	err := retry(func() error { return unix.Fstatfs(f.fd, &st) })
+	if err == nil && st.Blocks > 0 && uint64(to-from)/uint64(st.Bsize) > st.Bavail {
+		return unix.ENOSPC
+	}
 	return retry(func() error { return unix.Fallocate(f.fd, 0, from, to-from) })
 }
 
