@@ -103,7 +103,7 @@ func TestAllocErrors(t *testing.T) {
 		{"placeholder", 0, 0x1000, MemReserve | MemReservePlaceholder, NoAccess, InvalidParameter},
 		{"physical with another protection", 0, 0x1000, MemReserve | MemPhysical, ReadOnly, InvalidParameter},
 		{"large pages without commit", 0, LargePage, MemReserve | MemLargePages, ReadWrite, InvalidParameter},
-		{"part of a large page", 0, 0x1000, reserveCommit | MemLargePages, ReadWrite, InvalidParameter},
+		{"part of a large page", 0, 0x1000, reserveCommit | MemLargePages, ReadWrite, PrivilegeNotHeld},
 		{"large pages", 0, LargePage, reserveCommit | MemLargePages, ReadWrite, PrivilegeNotHeld},
 		{"both resets", used, 0x1000, MemReset | MemResetUndo, ReadWrite, InvalidParameter},
 		{"a watch of everything", 0, 1 << 46, MemReserve | MemWriteWatch, ReadWrite, NotEnoughMemory},

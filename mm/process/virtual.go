@@ -64,10 +64,10 @@ func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64,
 // largePages is why large pages cannot be had: they must be physically contiguous, which the manager never promises.
 func (p *Process) largePages(addr, size uint64) error {
 	switch {
-	case addr%LargePage != 0 || size%LargePage != 0:
-		return InvalidParameter
 	case !p.image.LockMemory:
 		return PrivilegeNotHeld
+	case addr%LargePage != 0 || size%LargePage != 0:
+		return InvalidParameter
 	}
 	return NoSystemResources
 }
