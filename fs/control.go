@@ -107,8 +107,9 @@ func (n *controlNode) isDir() bool {
 
 // controlHandle is an open file of the control tree.
 type controlHandle struct {
-	node controlNode
-	text *ctl.Text // of a readable file
+	node   controlNode
+	text   *ctl.Text   // of a readable file
+	stream *ctl.Stream // of one that is rendered while it is read
 
 	mu sync.Mutex
 	// Of a ctl: what has been answered and not yet read.
@@ -165,6 +166,7 @@ func newControlTree(f *fileSystem) *controlTree {
 			Version:   f.opts.Version,
 			Facts:     f.opts.Facts,
 			Inodes:    f.inodeCounts,
+			FileOf:    fileOf,
 		},
 		env: ctl.Env{
 			Gate:  ctl.Gate(f.gate),
@@ -191,6 +193,19 @@ func (m machine) SetMemory(bytes uint64) (mm.Resized, error) {
 	r, err := m.System.SetMemory(bytes)
 	m.fs.resized()
 	return r, err
+}
+
+// fileOf says which file a segment's host is.
+func fileOf(h mm.Host) ctl.Place {
+	n, ok := h.(*node)
+	if !ok {
+		return ctl.Place{}
+	}
+	p := ctl.Place{Inode: n.id, Name: "(deleted)"}
+	if !gone(n) { // else a look for its path is one through the whole tree
+		p.Name = n.path()
+	}
+	return p
 }
 
 // Nodes.
@@ -539,8 +554,18 @@ func (c *controlTree) drop(fh uint64) {
 	h := c.handles[fh]
 	delete(c.handles, fh)
 	c.mu.Unlock()
-	if h != nil && h.text != nil {
+	if h != nil {
+		h.close()
+	}
+}
+
+// close gives back what the handle holds.
+func (h *controlHandle) close() {
+	if h.text != nil {
 		h.text.Close()
+	}
+	if h.stream != nil {
+		h.stream.Close()
 	}
 }
 
@@ -551,9 +576,7 @@ func (c *controlTree) close() {
 	c.handles = make(map[uint64]*controlHandle)
 	c.mu.Unlock()
 	for _, h := range handles {
-		if h.text != nil {
-			h.text.Close()
-		}
+		h.close()
 	}
 }
 
@@ -582,21 +605,30 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 		if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 			return fuse.EACCES // the mode alone does not keep root from it
 		}
-		text, status := c.render(&n, &in.Caller)
-		if !status.Ok() {
+		if doc := c.streamed(&n); doc != nil {
+			h.stream = ctl.NewStream(doc, n.json)
+			flags |= fuse.FOPEN_STREAM
+		} else if text, status := c.render(&n, &in.Caller); status.Ok() {
+			h.text = text
+		} else {
 			return status
 		}
-		h.text = text
 	}
 	fh, status := c.keep(h, &in.Caller)
 	if !status.Ok() {
-		if h.text != nil {
-			h.text.Close()
-		}
+		h.close()
 		return status
 	}
 	out.Fh, out.OpenFlags = fh, flags
 	return fuse.OK
+}
+
+// streamed is the document of a file that is rendered while it is read; nil for others.
+func (c *controlTree) streamed(n *controlNode) *ctl.Doc {
+	if n.kind == controlTop && ctl.Top[n.row].Stream {
+		return ctl.Top[n.row].Render(c.mount)
+	}
+	return nil
 }
 
 // render makes what a readable file says to one caller, as of now.
@@ -669,6 +701,9 @@ func (c *controlTree) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) 
 			return nil, fuse.EIO
 		}
 		return fuse.ReadResultData(buf[:n]), fuse.OK
+	}
+	if h.stream != nil {
+		return fuse.ReadResultData(buf[:h.stream.Read(buf)]), fuse.OK
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

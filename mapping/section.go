@@ -283,3 +283,6 @@ func (s *Section) Rule() mm.Rule { return s.seg.Rule() }
 // SetRule changes that, and has the pages that there are follow. It returns how many had to be read back for it. The
 // errors are mm.Segment.SetRule's.
 func (s *Section) SetRule(r mm.Rule) (read uint64, err error) { return s.seg.SetRule(r) }
+
+// Faults is how often the section's pages faulted.
+func (s *Section) Faults() mm.FaultCounts { return s.seg.Faults() }

@@ -224,10 +224,11 @@ func (s *System) beginMigration(from location) (m migration, ok bool) {
 	}
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	if s.rec.word(l, o.index()) != pagedPTE(from) {
+	w := s.rec.word(l, o.index())
+	if !w.isPagedAt(from) {
 		return m, false
 	}
-	s.rec.set(l, o.index(), inIOPTE(from))
+	s.rec.set(l, o.index(), w.as(kindInIO))
 	page := base + uint64(o.index())
 	return migration{g: g, page: page, from: from, io: g.beginIO(page, page)}, true
 }
@@ -276,7 +277,8 @@ func (s *System) endMigration(moving []migration, at location) {
 			to = makeLocation(at.file(), at.slot()+uint64(i))
 			s.freeLocation(m.from)
 		}
-		s.rec.set(l, uint(m.page%ViewPages), pagedPTE(to))
+		index := uint(m.page % ViewPages)
+		s.rec.set(l, index, pagedPTE(to, s.rec.word(l, index).departure()))
 		s.pfn.Unlock()
 		m.g.endIO(m.io)
 		m.g.mu.Unlock()

@@ -42,7 +42,7 @@ func (s *System) Snapshot() Snapshot {
 			ViewsMapped: n.viewsMapped.Load(), ViewsTrimmed: n.viewsTrimmed.Load(),
 			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
 			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
-			Repurposed: c.Repurposed, ZeroedPages: n.zeroedPages.Load(),
+			Repurposed: c.Repurposed, PagesStolen: c.Stolen, PagesEmptied: c.Emptied, ZeroedPages: n.zeroedPages.Load(),
 			PagesCompressed: n.pagesCompressed.Load(), PagesMigrated: n.pagesMigrated.Load(),
 			ChecksumErrors: n.checksumErrors.Load(), ReadErrors: n.readErrors.Load(), WriteErrors: n.writeErrors.Load(),
 			RefusedWrites: n.refusedWrites.Load(),

@@ -14,6 +14,9 @@ type ReadSet struct {
 	slices [][]byte
 	frames []pfn.Frame // pinned; 0 where the bytes are not in a frame
 	size   int
+
+	// Soft and Hard are how many of the pages came back from a list, and from a store.
+	Soft, Hard uint64
 }
 
 var readSets = sync.Pool{New: func() any { return new(ReadSet) }}
@@ -35,6 +38,7 @@ func (r *ReadSet) Done() {
 	r.sys.pfn.Unlock()
 	clear(r.slices[:cap(r.slices)])
 	r.slices, r.frames, r.size = r.slices[:0], r.frames[:0], 0
+	r.Soft, r.Hard = 0, 0
 	readSets.Put(r)
 }
 
@@ -228,7 +232,7 @@ func (r *reading) unmark(page uint64, f pfn.Frame) {
 	s := r.g.sys
 	l := s.rec.leaves.At(r.g.leafAt(page >> viewShift))
 	i := uint(page % ViewPages)
-	s.rec.set(l, i, pagedPTE(s.rec.word(l, i).location()))
+	s.rec.set(l, i, s.rec.word(l, i).as(kindPaged))
 	if f != 0 {
 		s.pfnRelease(f)
 	}
@@ -292,6 +296,8 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 	s.n.holeReads.Add(holes)
 	s.n.transitionFaults.Add(soft)
 	s.n.pageFaults.Add(soft)
+	g.faults.soft.Add(soft)
+	r.set.Soft += soft
 	return wait
 }
 
@@ -327,7 +333,7 @@ func (r *reading) queue(id uint32, l *leaf, i uint, p uint64) {
 	} else {
 		buf = r.bounce(p)
 	}
-	s.rec.set(l, i, inIOPTE(at))
+	s.rec.set(l, i, s.rec.word(l, i).as(kindInIO))
 	if n := len(r.runs); n > 0 {
 		last := &r.runs[n-1]
 		k := uint64(len(last.frames))
@@ -419,6 +425,8 @@ func (r *reading) fetch(host bool) error {
 	s.n.pagesInput.Add(pages + ahead)
 	s.n.pagesReadAhead.Add(ahead)
 	s.n.hardFaults.Add(pages)
+	g.faults.hard.Add(pages)
+	r.set.Hard += pages
 	s.n.pageFaults.Add(pages)
 	s.n.bouncedReads.Add(bounced)
 	r.runs = r.runs[:0]

@@ -287,9 +287,9 @@ func (s *System) leaks() error {
 
 // restore puts the store's location back into the PTE of a page whose frame is taken away (NT: MiRestoreTransitionPte).
 // The PFN lock is held.
-func (s *System) restore(o, original uint64) {
+func (s *System) restore(o, original uint64, why pfn.Departure) {
 	l := s.rec.leaves.At(owner(o).leaf())
-	s.rec.set(l, owner(o).index(), pagedPTE(location(original)))
+	s.rec.set(l, owner(o).index(), pagedPTE(location(original), why))
 }
 
 // moved puts another frame into the PTE of a page that was moved there. The PFN lock is held.

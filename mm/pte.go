@@ -11,7 +11,7 @@ import (
 //	bits 0–2   kind
 //	bit  3     committed (only of a zero word; every other kind is committed)
 //	valid, transition:  bits 32–63  frame
-//	paged, inIO:        bits 8–15   page file, bits 16–63  slot + 1 (0 = none)
+//	paged, inIO:        bits 3–5    why it left memory, bits 8–15  page file, bits 16–63  slot + 1 (0 = none)
 //
 // Words change only with the segment's lock and the PFN lock held, except that the PFN lock alone suffices to take the
 // frame away from a valid or transition word. So a word is read under the PFN lock.
@@ -40,8 +40,26 @@ func (w pte) location() location { return location(w &^ 0xff) }
 
 func validPTE(f pfn.Frame) pte      { return pte(f)<<32 | kindValid }
 func transitionPTE(f pfn.Frame) pte { return pte(f)<<32 | kindTransition }
-func pagedPTE(l location) pte       { return pte(l) | kindPaged }
 func inIOPTE(l location) pte        { return pte(l) | kindInIO }
+
+// pagedPTE is of a page that is in a store alone, since it left memory for the reason why.
+func pagedPTE(l location, why pfn.Departure) pte {
+	return pte(l) | pte(why)<<departureShift | kindPaged
+}
+
+const (
+	departureShift = 3
+	departureMask  = 7
+)
+
+// departure is why a paged page left memory; a page under I/O keeps it.
+func (w pte) departure() pfn.Departure { return pfn.Departure(w >> departureShift & departureMask) }
+
+// as is a paged word as one in I/O, or the other way round: the rest stays.
+func (w pte) as(kind pte) pte { return w&^kindMask | kind }
+
+// isPagedAt says whether the page is in a store alone, at l.
+func (w pte) isPagedAt(l location) bool { return w.kind() == kindPaged && w.location() == l }
 
 // location names a slot of a page file. 0 is none.
 type location uint64

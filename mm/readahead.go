@@ -111,13 +111,13 @@ func (r *reading) readAhead() {
 func (r *reading) takeAhead(id uint32, l *leaf, p uint64, at location) pfn.Frame {
 	s := r.g.sys
 	i := uint(p % ViewPages)
-	if w := s.rec.word(l, i); r.asked(p) || w != pagedPTE(at) {
+	if w := s.rec.word(l, i); r.asked(p) || !w.isPagedAt(at) {
 		return 0
 	}
 	f, _ := s.pfn.Alloc(uint64(makeOwner(id, i)), uint64(at), false, s.lowFrames())
 	if f != 0 {
 		s.pfn.SetPriority(f, r.g.rule.Priority)
-		s.rec.set(l, i, inIOPTE(at))
+		s.rec.set(l, i, s.rec.word(l, i).as(kindInIO))
 	}
 	return f
 }

@@ -12,7 +12,10 @@ type Segment struct {
 	id   uint32
 	host Host // nil of private memory
 
-	private bool // a process's private memory: valid is in its working set, and only what is committed can be touched
+	space   *Space // whose private memory it is; nil of a file
+	private bool   // a process's private memory: valid is in its working set, and only what is committed can be touched
+
+	faults segmentFaults
 
 	unmapping atomic.Int32 // trims that have the host write back just now: such WRITEs are not delayed
 
@@ -35,6 +38,18 @@ type Segment struct {
 	launder uint8 // trims that still have the host write back first
 	// +checklocks:mu
 	rule Rule
+}
+
+// segmentFaults counts the faults on one segment's pages.
+type segmentFaults struct{ demandZero, soft, hard atomic.Uint64 }
+
+// FaultCounts are the faults on the pages of one file: first stores; pages that had left the working set and came back from
+// a list; and those that had left memory and were read back, Linux's refaults.
+type FaultCounts struct{ DemandZero, Soft, Hard uint64 }
+
+// Faults is how often the segment's pages faulted.
+func (g *Segment) Faults() FaultCounts {
+	return FaultCounts{g.faults.demandZero.Load(), g.faults.soft.Load(), g.faults.hard.Load()}
 }
 
 // pageIO is store I/O under way on consecutive pages, marked inIO. Whoever needs one of them waits for done with no lock
@@ -426,7 +441,7 @@ func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 			p.State = StateCommitted
 		}
 	case kindPaged:
-		p.State = StatePaged
+		p.State, p.Why = StatePaged, w.departure().String()
 		if s.isCompressed(at) {
 			p.State = StateCompressed
 		}
@@ -435,7 +450,7 @@ func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 	default:
 		i := s.pfn.Info(w.frame())
 		p.Frame, p.Priority, p.Dirty = int64(w.frame()), i.Priority, i.Dirty
-		p.State = stateLetter(i.State)
+		p.State, p.Why = stateLetter(i.State), i.Why.String()
 		at = location(i.Original)
 	}
 	if at != 0 {

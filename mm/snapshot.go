@@ -81,6 +81,8 @@ type Counters struct {
 	Laundered        uint64    // write-backs asked of the host before an unmap
 	Invalidations    uint64    // ranges unmapped in the host
 	Repurposed       [8]uint64 // Standby pages taken for another use, by priority
+	PagesStolen      uint64    // clean pages of the working set whose frames were taken, Standby having none
+	PagesEmptied     uint64    // Standby pages that a command took
 	ZeroedPages      uint64    // by the zero-page thread
 	PagesCompressed  uint64    // pages stored in compressed memory
 	PagesMigrated    uint64    // pages moved on from there to a page file
@@ -102,6 +104,7 @@ type PageInfo struct {
 	Slot     int64  // slot in it, or −1
 	Host     bool   // the host kernel may hold a copy (mapped in a view)
 	Locked   bool   // locked in its process's working set
+	Why      string // what brought it where it is: a pfn.Event of its frame, or the pfn.Departure of a page without one
 }
 
 // The state letters of `map`, one a page.

@@ -31,6 +31,7 @@ func (s *System) NewSpace() *Space {
 	g := s.NewSegment(nil)
 	g.private = true
 	p := &Space{seg: g}
+	g.space = p
 	s.pfn.Lock()
 	s.rec.workingSets[g.id] = &workingSet{}
 	s.pfn.Unlock()
@@ -299,6 +300,7 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 	s.pfn.SetDirty(f)
 	s.n.demandZeroFaults.Add(1)
 	s.n.pageFaults.Add(1)
+	g.faults.demandZero.Add(1)
 	return b, f
 }
 

@@ -320,6 +320,8 @@ func (w *writing) takeFrames(id uint32, l *leaf) {
 		fresh++
 		s.pfn.SetPriority(p.frame, w.g.rule.Priority)
 	}
+	w.g.faults.soft.Add(soft)
+	w.g.faults.demandZero.Add(fresh)
 	s.n.transitionFaults.Add(soft)
 	s.n.demandZeroFaults.Add(fresh)
 	s.n.pageFaults.Add(soft + fresh)
@@ -442,7 +444,7 @@ func (w *writing) attachDirect(l *leaf) {
 		if p.was.kind() == kindPaged {
 			s.freeLocation(p.was.location())
 		}
-		s.rec.set(l, at, pagedPTE(p.at))
+		s.rec.set(l, at, pagedPTE(p.at, pfn.Unplaced))
 	}
 	s.unspend(detached, w.budget)
 	w.g.removePages(detached)

@@ -35,6 +35,7 @@
 package ctl
 
 import (
+	"errors"
 	"iter"
 	"strings"
 
@@ -53,6 +54,7 @@ type Machine interface {
 	ZeroFree() uint64
 	SetMemory(bytes uint64) (mm.Resized, error)
 	SetSize(bytes uint64) error
+	EachFrame(f func(*mm.FrameInfo) bool)
 }
 
 // Mount is a whole mount: what .proc describes and .proc/ctl steers. The functions may be nil.
@@ -63,6 +65,8 @@ type Mount struct {
 	Inodes  func() (used, max uint64) // of nr_inodes
 	// Processes lists the simulated processes by number.
 	Processes func() []*Process
+	// FileOf says which file a segment's host is.
+	FileOf func(mm.Host) Place
 }
 
 // File is what the control files of a regular file need.
@@ -76,6 +80,7 @@ type File interface {
 	Prefetch(off, n int64) (uint64, error)
 	Discard(off, n int64) error // n < 0 is to the end
 	Rule() mm.Rule
+	Faults() mm.FaultCounts
 	Steered
 }
 
@@ -113,7 +118,11 @@ type Entry[T any] struct {
 	// Residency says that the document shows which pages are in memory. As with mincore(2), which tells it only to
 	// who may write the file, since it betrays what others do with the file.
 	Residency bool
+	// Stream says that the document is as long as memory is large: it is rendered while it is read.
+	Stream bool
 }
+
+var errClosed = errors.New("nobody reads any more")
 
 // jsonSuffix makes the name of a control file's JSON twin.
 const jsonSuffix = ".json"

@@ -9,6 +9,7 @@ import (
 
 	"memfs/mapping"
 	"memfs/mm"
+	"memfs/mm/pfn"
 )
 
 // fakeMachine records what it is told to do, and does as it is told to in the fields.
@@ -16,6 +17,7 @@ type fakeMachine struct {
 	calls    []string
 	snapshot mm.Snapshot
 	findings []error
+	frames   []mm.FrameInfo
 	err      error // of the commands that can fail
 }
 
@@ -30,6 +32,13 @@ func (m *fakeMachine) TrimAll() (uint64, error) {
 func (m *fakeMachine) FlushModified() (uint64, error) {
 	m.call("FlushModified")
 	return 97, m.err
+}
+func (m *fakeMachine) EachFrame(f func(*mm.FrameInfo) bool) {
+	for i := range m.frames {
+		if !f(&m.frames[i]) {
+			return
+		}
+	}
 }
 func (m *fakeMachine) EmptyStandby() uint64  { m.call("EmptyStandby"); return 1000 }
 func (m *fakeMachine) EmptyStandby0() uint64 { m.call("EmptyStandby0"); return 10 }
@@ -48,6 +57,12 @@ func (m *fakeMachine) SetSize(bytes uint64) error {
 	}
 	return m.err
 }
+
+// fakeHost is a host that holds nothing.
+type fakeHost struct{ *fakeFile }
+
+func (fakeHost) WriteBack(off, n int64) error  { return nil }
+func (fakeHost) Invalidate(off, n int64) error { return nil }
 
 // fakeFile is a file of the given pages, in order.
 type fakeFile struct {
@@ -86,6 +101,9 @@ func (f *fakeFile) Discard(off, n int64) error {
 	return f.err
 }
 func (f *fakeFile) Rule() mm.Rule { return mm.Rule{Priority: 3, NoSwap: true} }
+func (f *fakeFile) Faults() mm.FaultCounts {
+	return mm.FaultCounts{DemandZero: 901, Soft: 802, Hard: 703}
+}
 func (f *fakeFile) SetRule(name, value string) (uint64, error) {
 	f.calls = append(f.calls, name+"="+value)
 	return 2, f.err
@@ -101,6 +119,7 @@ func page(index uint64, state byte) mm.PageInfo {
 	switch state {
 	case mm.StatePaged:
 		p.PageFile, p.Slot = 0, int64(index)+100
+		p.Why = "Repurposed"
 	case mm.StateActive:
 		p.Frame, p.Priority, p.Dirty, p.Host = int64(index)+10, 5, true, true
 	case mm.StateStandby:
@@ -131,6 +150,16 @@ func testMount() (*Mount, *fakeMachine) {
 			{Name: "/var/tmp/memfs page\nfile", Size: 1018, Max: 520019, Used: 920, Peak: 1021},
 		},
 	}}
+	file := &fakeFile{}
+	m.frames = []mm.FrameInfo{
+		{Frame: 1, Info: pfn.Info{State: pfn.Active, Owner: 5, Priority: 5, Refs: 2, Dirty: true, Why: pfn.MakeValid}, Shares: 1,
+			Use: mm.FileFrame, Page: 7, Cached: true, Host: fakeHost{file}},
+		{Frame: 2, Info: pfn.Info{State: pfn.Standby, Owner: 6, Original: 10<<16 | 1<<8, Priority: 1, Why: pfn.TrimClean},
+			Use: mm.FileFrame, Page: 9, Host: fakeHost{file}},
+		{Frame: 3, Info: pfn.Info{State: pfn.Modified, Owner: 8, Dirty: true, Why: pfn.TrimDirty}, Use: mm.PrivateFrame, Page: 0x400},
+		{Frame: 4, Info: pfn.Info{State: pfn.Active, Record: true, Why: pfn.MakeValid}, Use: mm.RecordFrame},
+		{Frame: 5, Info: pfn.Info{State: pfn.Zeroed, Why: pfn.MadeZero}},
+	}
 	m.snapshot.Budget.Memory, m.snapshot.MaxMemory, m.snapshot.Budget.Size = 64<<20, 16<<30+5, 300<<20
 	m.snapshot.FileCommit, m.snapshot.Retired = 39012, 31
 	m.snapshot.Some = mm.PressureInfo{Avg: [3]float64{12.345, 6.7, 0.004}, Total: 1234567 * time.Microsecond}
@@ -150,6 +179,7 @@ func testMount() (*Mount, *fakeMachine) {
 		Version: "1.2.3",
 		Facts:   func() [][2]string { return [][2]string{{"Kernel", "6.18"}, {"write-back cache", "on"}} },
 		Inodes:  func() (used, max uint64) { return 12, 34567 },
+		FileOf:  func(mm.Host) Place { return Place{Inode: 42, Name: "/a \n file"} },
 	}, m
 }
 

@@ -10,7 +10,7 @@ import (
 // PerFile is the table of the control files of a regular file, in its folder .proc/files/PATH.
 var PerFile = []Entry[*RegularFile]{
 	{Name: "info", Perm: 0444, Help: "how many pages the file has, and where they are", Render: fileInfo},
-	{Name: "pages", Perm: 0444, Help: "one line a page: state, frame, priority, where its copy is", Render: pages, Residency: true},
+	{Name: "pages", Perm: 0444, Help: "one line a page: state, frame, priority, where its copy is, what brought it there", Render: pages, Residency: true},
 	{Name: "map", Perm: 0444, Help: "one character a page, 64 a line", Render: pageMap, Residency: true},
 	{Name: "ctl", Perm: 0600, Help: "takes the file's commands, a line each; write help for the list"},
 }
@@ -53,6 +53,10 @@ func fileInfo(f *RegularFile) *Doc {
 	statFields(d, &f.Stat)
 	infoFields(d, f.Info(), f.Blocks())
 	ruleFields(d, f.Rule())
+	faults := f.Faults()
+	d.Field("DemandZeroFaults", "demand_zero_faults", Count(faults.DemandZero))
+	d.Field("SoftFaults", "soft_faults", Count(faults.Soft))
+	d.Field("Refaults", "refaults", Count(faults.Hard)) // pages that had left memory and were read back
 	return d
 }
 
@@ -133,6 +137,7 @@ func pages(f *RegularFile) *Doc {
 		{Head: "Host", Key: "host", Width: 4},
 		{Head: "PageFile", Key: "pagefile", Width: 8},
 		{Head: "Slot", Key: "slot", Width: 10},
+		{Head: "Why", Key: "why"},
 	}, func(yield func([]Value) bool) {
 		orNone := func(n int64) Value {
 			if n < 0 {
@@ -140,7 +145,7 @@ func pages(f *RegularFile) *Doc {
 			}
 			return Count(uint64(n))
 		}
-		row := make([]Value, 8)
+		row := make([]Value, 9)
 		for p := range eachPage(f.File) {
 			state, ok := stateNames[p.State]
 			if !ok {
@@ -151,6 +156,9 @@ func pages(f *RegularFile) *Doc {
 				row[3] = Count(uint64(p.Priority))
 			}
 			row[4], row[5], row[6], row[7] = Flag(p.Dirty), Flag(p.Host), orNone(int64(p.PageFile)), orNone(p.Slot)
+			if row[8] = None(); p.Why != "" {
+				row[8] = Word(p.Why)
+			}
 			if !yield(row) {
 				return
 			}

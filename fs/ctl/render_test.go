@@ -325,3 +325,45 @@ func TestLookup(t *testing.T) {
 		}
 	}
 }
+
+// TestStream: a stream says what the document rendered at once says, in pieces of any length, and its rows are made as it
+// is read.
+func TestStream(t *testing.T) {
+	for _, asJSON := range []bool{false, true} {
+		var made int
+		doc := func() *Doc {
+			d := new(Doc)
+			d.Table("rows", []Column{{Head: "N", Key: "n", Width: 8}}, func(yield func([]Value) bool) {
+				for made = 0; made < 50000; made++ {
+					if !yield([]Value{Count(uint64(made))}) {
+						return
+					}
+				}
+			})
+			return d
+		}
+		s := NewStream(doc(), asJSON)
+		var got []byte
+		for size := 1; ; size = size*3%70000 + 1 {
+			p := make([]byte, size)
+			n := s.Read(p)
+			got = append(got, p[:n]...)
+			if len(got) < printerBytes && made > 3*printerBytes {
+				t.Fatalf("%d bytes read, %d rows made", len(got), made)
+			}
+			if n < size {
+				break
+			}
+		}
+		s.Close()
+		if want := render(doc(), asJSON); string(got) != want {
+			t.Errorf("json %t: %d bytes, want %d, or other ones", asJSON, len(got), len(want))
+		}
+		s = NewStream(doc(), asJSON)
+		s.Read(make([]byte, 10))
+		s.Close()
+		if n := s.Read(make([]byte, 10)); made == 50000 || n != 0 {
+			t.Errorf("json %t: closed after 10 bytes, %d rows were made, %d more bytes read", asJSON, made, n)
+		}
+	}
+}

@@ -17,6 +17,7 @@ var Top = []Entry[*Mount]{
 	{Name: "meminfo", Perm: 0444, Help: "where the memory is, in the form of /proc/meminfo", Render: meminfo},
 	{Name: "vmstat", Perm: 0444, Help: "counters since the mount, in the form of /proc/vmstat", Render: vmstat},
 	{Name: "pagelists", Perm: 0444, Help: "frames by page list", Render: pagelists},
+	{Name: "pfn", Perm: 0400, Help: "one line a frame: list, counts, why it last moved, whose page; read in one go", Render: frames, Stream: true},
 	{Name: "pagefiles", Perm: 0444, Help: "page files, in pages of 4096 bytes", Render: pagefiles},
 	{Name: "workingsets", Perm: 0444, Help: "working sets and their limits, in pages", Render: workingsets},
 	{Name: "pressure", Perm: 0444, Help: "time lost for want of memory, in the form of /proc/pressure/memory", Render: pressure},
@@ -167,6 +168,8 @@ func vmstat(m *Mount) *Doc {
 	line("views_trimmed", c.ViewsTrimmed)
 	line("pages_trimmed", c.PagesTrimmed)
 	line("pages_freed", c.PagesFreed)
+	line("pages_stolen", c.PagesStolen)
+	line("pages_emptied", c.PagesEmptied)
 	line("pages_zeroed", c.ZeroedPages)
 	line("laundered", c.Laundered)
 	line("invalidations", c.Invalidations)

@@ -50,6 +50,7 @@ type entry struct {
 	state      State
 	priority   uint8
 	flags      uint8
+	why        Event // brought it into its state
 }
 
 // Database is the arena and its entries.
@@ -60,7 +61,7 @@ type Database struct {
 
 	mu sync.Mutex
 	// +checklocks:mu
-	restore func(owner, original uint64)
+	restore func(owner, original uint64, why Departure)
 	// +checklocks:mu
 	moved func(owner uint64, to Frame)
 	// +checklocks:mu
@@ -90,6 +91,8 @@ type Database struct {
 	// +checklocks:mu
 	repurposed [Priorities]uint64
 	// +checklocks:mu
+	departed [numDepartures]uint64
+	// +checklocks:mu
 	hand Frame // where the next search for a clean Active frame starts
 	// +checklocks:mu
 	now uint32
@@ -97,8 +100,9 @@ type Database struct {
 
 // Owner is what the database tells the owner of a page. Its functions are called with the PFN lock held.
 type Owner struct {
-	// Restore must put original back into the owner's PTE, whose Standby or clean Active frame is taken away.
-	Restore func(owner, original uint64)
+	// Restore must put original back into the owner's PTE, whose Standby or clean Active frame is taken away; why says for
+	// what.
+	Restore func(owner, original uint64, why Departure)
 	// Moved must put another frame into the owner's PTE: the page is there now, in the same state.
 	Moved func(owner uint64, to Frame)
 }
@@ -182,7 +186,7 @@ func (d *Database) apply(f Frame, ev Event) {
 	default:
 		d.remove(d.listOf(e), f)
 	}
-	e.state = next
+	e.state, e.why = next, ev
 	switch next {
 	case Active:
 		d.active++
@@ -256,11 +260,11 @@ func (d *Database) take(zero bool) (f Frame, zeroed bool) {
 	zeroed = e.state == Zeroed
 	switch e.state {
 	case Active:
-		d.giveBack(e)
+		d.giveBack(e, Stolen)
 		d.apply(f, Steal)
 	case Standby:
 		d.repurposed[e.priority]++
-		d.giveBack(e)
+		d.giveBack(e, Repurposed)
 		d.apply(f, Allocate)
 	default:
 		d.apply(f, Allocate)
@@ -271,8 +275,9 @@ func (d *Database) take(zero bool) (f Frame, zeroed bool) {
 // giveBack restores the owner's PTE of a frame that is about to be taken. "Original" is always a store's location here:
 // only pages that a store has are taken.
 // +checklocks:d.mu
-func (d *Database) giveBack(e *entry) {
-	d.restore(e.owner, e.original)
+func (d *Database) giveBack(e *entry, why Departure) {
+	d.departed[why]++
+	d.restore(e.owner, e.original, why)
 	e.owner, e.original = 0, 0
 }
 
@@ -522,6 +527,7 @@ type Info struct {
 	Deleting bool
 	Kept     bool // must not leave memory
 	Locked   bool // nor its working set
+	Why      Event
 }
 
 // Info returns a copy of f's entry.
@@ -531,7 +537,7 @@ func (d *Database) Info(f Frame) Info {
 	return Info{
 		State: e.state, Owner: e.owner, Original: e.original, Refs: e.refs, Priority: e.priority,
 		Dirty: e.flags&dirty != 0, Writing: e.flags&writing != 0, Record: e.flags&record != 0, Deleting: e.flags&deleting != 0,
-		Kept: e.flags&keep != 0, Locked: e.flags&lock != 0,
+		Kept: e.flags&keep != 0, Locked: e.flags&lock != 0, Why: e.why,
 	}
 }
 
@@ -539,6 +545,7 @@ func (d *Database) Info(f Frame) Info {
 type Counts struct {
 	Zeroed, Free, Modified, ModifiedNoWrite, Transition, Active, Bad, Records, Retired uint64
 	Standby, Repurposed                                                                [Priorities]uint64
+	Stolen, Emptied                                                                    uint64 // pages that left so
 }
 
 // Counts copies the lengths of the lists.
@@ -547,7 +554,7 @@ func (d *Database) Counts() Counts {
 	c := Counts{
 		Zeroed: d.zeroed.count, Free: d.free.count, Modified: d.modified.count, ModifiedNoWrite: d.noWrite.count,
 		Transition: d.transition, Active: d.active, Bad: d.bad.count, Records: d.records.count, Retired: d.retired,
-		Repurposed: d.repurposed,
+		Repurposed: d.repurposed, Stolen: d.departed[Stolen], Emptied: d.departed[Emptied],
 	}
 	for i := range d.standby {
 		c.Standby[i] = d.standby[i].count
@@ -565,7 +572,7 @@ func (d *Database) ModifiedCount() uint64 { return d.modified.count }
 func (d *Database) PurgeStandby(lowest, highest int) (n uint64) {
 	for i := lowest; i <= highest; i++ {
 		for f := d.standby[i].head; f != 0; f = d.standby[i].head {
-			d.giveBack(&d.entries[f])
+			d.giveBack(&d.entries[f], Emptied)
 			d.toFree(f)
 			n++
 		}

@@ -79,7 +79,7 @@ func TestIllegalTransitionPanics(t *testing.T) {
 	}
 }
 
-func newTest(t *testing.T, n uint64, restore func(owner, original uint64)) *Database {
+func newTest(t *testing.T, n uint64, restore func(owner, original uint64, why Departure)) *Database {
 	t.Helper()
 	d, err := New(n, n, Owner{Restore: restore})
 	if err != nil {
@@ -119,7 +119,7 @@ func (d *Database) mustCheck(t *testing.T) {
 // +checklocksignore
 func TestLife(t *testing.T) {
 	var gave []string
-	d := newTest(t, 2, func(owner, original uint64) { gave = append(gave, fmt.Sprintf("%d:%d", owner, original)) })
+	d := newTest(t, 2, func(owner, original uint64, _ Departure) { gave = append(gave, fmt.Sprintf("%d:%d", owner, original)) })
 	d.Lock()
 	step := func(what string, f Frame, want State) {
 		t.Helper()
@@ -223,7 +223,7 @@ func TestDeleteWhilePinned(t *testing.T) {
 // TestSteal: with nothing free and nothing on standby, a clean Active page gives up its frame; dirty and pinned ones do not.
 func TestSteal(t *testing.T) {
 	var gave []uint64
-	d := newTest(t, 3, func(owner, original uint64) { gave = append(gave, owner) })
+	d := newTest(t, 3, func(owner, original uint64, _ Departure) { gave = append(gave, owner) })
 	d.Lock()
 	for owner := uint64(1); owner <= 3; owner++ {
 		f, _ := d.Alloc(owner, owner+100, false, 0)
@@ -255,7 +255,7 @@ func TestShrink(t *testing.T) {
 	at := map[uint64]Frame{} // by owner
 	var d *Database
 	d, err := New(high, 2*high, Owner{
-		Restore: func(owner, original uint64) { delete(at, owner) },
+		Restore: func(owner, original uint64, _ Departure) { delete(at, owner) },
 		Moved:   func(owner uint64, to Frame) { at[owner] = to },
 	})
 	if err != nil {

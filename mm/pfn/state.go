@@ -64,6 +64,28 @@ func (e Event) String() string {
 	return fmt.Sprintf("Event(%d)", uint8(e))
 }
 
+// Departure is why a page lost its frame and is in its store alone.
+type Departure uint8
+
+// The departures.
+const (
+	Unknown    Departure = iota
+	Repurposed           // its Standby frame was taken for another page
+	Stolen               // its clean Active frame was: Standby had none left
+	Emptied              // a command emptied its standby list
+	Unplaced             // it never had one: none was left when it was stored, and it went straight to its store
+	numDepartures
+)
+
+var departureNames = [numDepartures]string{"Unknown", "Repurposed", "Stolen", "Emptied", "Unplaced"}
+
+func (d Departure) String() string {
+	if d < numDepartures {
+		return departureNames[d]
+	}
+	return fmt.Sprintf("Departure(%d)", uint8(d))
+}
+
 // illegal marks a transition that must never happen.
 const illegal = numStates
 

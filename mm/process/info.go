@@ -59,6 +59,13 @@ func (p *Process) MemoryInfo() Counters {
 // Guards is how many guard page exceptions there were.
 func (p *Process) Guards() uint64 { return p.guards.Load() }
 
+// Owns says whether a private memory is the process's: that of its address space, or that of its physical pages.
+func (p *Process) Owns(s *mm.Space) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.space == s || p.awe != nil && p.awe.space == s
+}
+
 // Pages calls f for every committed page, in order, until f returns false: for pagemap and smaps.
 func (p *Process) Pages(f func(mm.PageInfo) bool) { p.space.Each(0, everything, f) }
 
