@@ -22,7 +22,8 @@ import (
 // and the real tree have to do with it:
 //
 //	.proc/NAME                 ctl.Top
-//	.proc/PROCESS/             a simulated process: ctl.PerProcess
+//	.proc/PROCESS/             a process: ctl.PerProcess
+//	.proc/self                 a link to the caller's own
 //	.proc/policy/              policyRows
 //	.proc/files/               the real tree again, from its root
 //	.proc/files/DIR/           a real directory: its entries, and ctl.PerDir for itself
@@ -65,12 +66,15 @@ const (
 	controlProcessRow                    // a row of ctl.PerProcess
 	controlPolicy                        // .proc/policy
 	controlPolicyRow                     // a row of policyRows
+	controlSelf                          // the link .proc/self
 )
 
-// filesName is the name of the real tree's copy in .proc, policyName that of the folder of boot policies.
+// filesName is the name of the real tree's copy in .proc, policyName that of the folder of boot policies, selfName that of
+// the link to the caller's process.
 const (
 	filesName  = "files"
 	policyName = "policy"
+	selfName   = "self"
 )
 
 // controlNode says what a node of the control tree is. It never changes.
@@ -92,7 +96,7 @@ func (n *controlNode) id() uint64 {
 	case n.real != nil:
 		id |= n.real.id & controlRealMask
 	case n.proc != nil:
-		id |= uint64(n.proc.process.ID())
+		id |= n.proc.id
 	}
 	return id
 }
@@ -215,7 +219,7 @@ func (c *controlTree) node(id uint64) (n controlNode, ok bool) {
 	row := int(id >> controlRowBits & controlRowMask)
 	n = controlNode{kind: controlKind(id >> controlKindBits & controlKindMask), row: row >> 1, json: row&1 != 0}
 	switch n.kind {
-	case controlRoot, controlTop, controlPolicy, controlPolicyRow:
+	case controlRoot, controlTop, controlPolicy, controlPolicyRow, controlSelf:
 	case controlProcess, controlProcessRow:
 		if n.proc = c.processes.get(id & controlRealMask); n.proc == nil {
 			return n, false
@@ -263,10 +267,11 @@ func (n *controlNode) valid() bool {
 	case controlPolicy:
 	case controlPolicyRow:
 		rows = len(policyRows)
+	case controlSelf:
 	default:
 		return false
 	}
-	return n.row < rows && !(n.json && (n.isDir() || n.isCtl()))
+	return n.row < rows && !(n.json && (n.isDir() || n.isCtl() || n.kind == controlSelf))
 }
 
 // enter answers a lookup of n.
@@ -305,6 +310,8 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 			return controlFor(c.fs.rootNode()), true
 		case name == policyName:
 			return controlNode{kind: controlPolicy}, true
+		case name == selfName:
+			return controlNode{kind: controlSelf}, true
 		}
 		if s := c.processes.find(name); s != nil {
 			return controlNode{kind: controlProcess, proc: s}, true
@@ -445,6 +452,8 @@ func (n *controlNode) controlMode(real uint32) uint32 {
 		return syscall.S_IFDIR | syscall.S_ISVTX | 0777 // everybody may start a process, and end his own
 	case controlProcess, controlPolicy:
 		return syscall.S_IFDIR | 0555
+	case controlSelf:
+		return syscall.S_IFLNK | 0777
 	case controlDir:
 		return syscall.S_IFDIR | real&0555
 	case controlFile, controlSpecial:
@@ -590,6 +599,8 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 		return fuse.ENOENT
 	case n.isDir():
 		return fuse.EISDIR
+	case n.kind == controlSelf:
+		return fuse.Status(syscall.ELOOP)
 	case gone(n.real):
 		return fuse.ENOENT
 	}
@@ -737,7 +748,7 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 	case controlProcessRow:
 		answer, failed = h.node.proc.execute(data)
 	case controlPolicyRow:
-		if st := c.setPolicy(data); !st.Ok() {
+		if st := c.setPolicy(&h.node, data); !st.Ok() {
 			return 0, st
 		}
 	}
@@ -783,7 +794,7 @@ func (c *controlTree) lastAnswer(n *controlNode) []byte {
 	case n.kind == controlProcessRow:
 		return nil
 	case n.kind == controlPolicyRow:
-		return c.policy()
+		return c.policy(n)
 	}
 	return []byte(ctl.Help(ctl.FileVerbs))
 }
@@ -841,8 +852,11 @@ func (c *controlTree) readdir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse
 	}
 	add := func(name string, n *controlNode, offset uint64) bool {
 		entry := fuse.DirEntry{Name: name, Ino: n.id(), Off: offset, Mode: syscall.S_IFREG}
-		if n.isDir() {
+		switch {
+		case n.isDir():
 			entry.Mode = syscall.S_IFDIR
+		case n.kind == controlSelf:
+			entry.Mode = syscall.S_IFLNK
 		}
 		return addEntry(out, entry, plus, nil)
 	}
@@ -869,7 +883,7 @@ func (c *controlTree) controls(dir *controlNode) []string {
 	names := []string{".", ".."}
 	switch dir.kind {
 	case controlRoot:
-		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName, policyName)
+		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName, policyName, selfName)
 		for _, s := range c.processes.all() {
 			names = append(names, s.name)
 		}

@@ -25,6 +25,7 @@
 //	errno.go    mm.Status to errno
 //	control.go  the control tree, .proc
 //	process.go  simulated processes in it
+//	program.go  real programs' processes in it
 //	rule.go     rules for files' pages, as attributes
 //
 // # Node ids

@@ -2,11 +2,13 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,27 +20,35 @@ import (
 	"memfs/mm/win32"
 )
 
-// Simulated processes in the control tree: mkdir .proc/NAME starts one, rmdir ends it with all its memory, and so does the
-// end of the mount. A name may say what it is: NAME@x86,laa,nxcompat. Its ctl takes the control language of mm/win32.
+// Processes in the control tree: mkdir .proc/NAME starts one, rmdir ends it with all its memory, and so does the end of the
+// mount. A name may say what it is: NAME@x86,laa,nxcompat. Its ctl takes the control language of mm/win32. Real programs
+// have one as well, see program.go.
 
-// simulated is a simulated process with its folder.
+// simulated is a process with its folder.
 type simulated struct {
+	id      uint64 // of its nodes: never used again, unlike the pids of programs
 	name    string
 	owner   fuse.Owner
 	born    time.Time
 	process *process.Process
 	session *win32.Session // one for the life of the process: its variables live as long
+	program *program       // whose it is; nil = nobody's, it ends by rmdir
 }
 
-// processTable is the simulated processes of a mount.
+// processTable is the processes of a mount.
 type processTable struct {
 	machine *process.Machine
+	newArch atomic.Uint32 // process.Arch of those whose name does not say
 
 	mu sync.Mutex
 	// +checklocks:mu
 	byName map[string]*simulated
 	// +checklocks:mu
 	byID map[uint64]*simulated
+	// +checklocks:mu
+	lastID uint64
+	// +checklocks:mu
+	closed bool // the mount has ended
 }
 
 func newProcessTable(sys *mm.System, nx process.Policy, log func(string, ...any)) *processTable {
@@ -69,7 +79,7 @@ func (t *processTable) all() []*simulated {
 	for _, s := range t.byID {
 		all = append(all, s)
 	}
-	slices.SortFunc(all, func(a, b *simulated) int { return int(int64(a.process.ID()) - int64(b.process.ID())) })
+	slices.SortFunc(all, func(a, b *simulated) int { return cmp.Compare(a.id, b.id) })
 	return all
 }
 
@@ -78,11 +88,12 @@ const (
 	maxProcessName = 64
 )
 
-// parseImage reads what a folder's name says of its process: NAME or NAME@WORD,WORD…
-func parseImage(name string) (process.Image, bool) {
+// parseImage reads what a folder's name says of its process: NAME or NAME@WORD,WORD… A name of digits is not one: such
+// folders are the programs' with that pid.
+func parseImage(name string, arch process.Arch) (process.Image, bool) {
 	bare, words, _ := strings.Cut(name, "@")
-	i := process.Image{Name: bare}
-	if bare == "" || len(name) > maxProcessName || strings.HasPrefix(bare, ".") {
+	i := process.Image{Name: bare, Arch: arch}
+	if bare == "" || len(name) > maxProcessName || strings.HasPrefix(bare, ".") || strings.Trim(bare, "0123456789") == "" {
 		return i, false
 	}
 	for _, r := range bare {
@@ -108,32 +119,43 @@ func parseImage(name string) (process.Image, bool) {
 
 // start makes a process with a folder. EEXIST, EINVAL for a name that cannot be, ENOSPC without memory for it.
 func (t *processTable) start(name string, owner fuse.Owner) (*simulated, fuse.Status) {
-	image, ok := parseImage(name)
+	image, ok := parseImage(name, t.arch())
 	if !ok {
 		return nil, fuse.EINVAL
 	}
+	return t.startImage(&simulated{name: name, owner: owner}, image)
+}
+
+// startImage gives a folder its process. EEXIST, EAGAIN if there are too many, ENOSPC without memory for it.
+func (t *processTable) startImage(s *simulated, image process.Image) (*simulated, fuse.Status) {
 	p, err := t.machine.Start(image)
 	if err != nil {
 		return nil, enospc // its records do not fit
 	}
-	s := &simulated{name: name, owner: owner, born: time.Now(), process: p}
+	s.born, s.process = time.Now(), p
+	owner := s.owner
 	s.session = win32.NewSession(t.machine, p, func(other string) (*process.Process, error) { return t.peer(other, owner) })
-	t.mu.Lock()
-	_, exists := t.byName[name]
-	full := len(t.byName) >= maxProcesses
-	if !exists && !full {
-		t.byName[name], t.byID[uint64(p.ID())] = s, s
-	}
-	t.mu.Unlock()
-	switch {
-	case exists:
+	if st := t.enter(s); !st.Ok() {
 		t.machine.End(p)
-		return nil, eexist
-	case full:
-		t.machine.End(p)
-		return nil, fuse.EAGAIN
+		return nil, st
 	}
 	return s, fuse.OK
+}
+
+// enter puts a process into the table.
+func (t *processTable) enter(s *simulated) fuse.Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.byName[s.name] != nil:
+		return eexist
+	case t.closed || len(t.byName) >= maxProcesses:
+		return fuse.EAGAIN
+	}
+	t.lastID++
+	s.id = t.lastID
+	t.byName[s.name], t.byID[s.id] = s, s
+	return fuse.OK
 }
 
 // peer is the process that a line names (P2: …): the owner's own of that name, started at the first use.
@@ -151,17 +173,23 @@ func (t *processTable) peer(name string, owner fuse.Owner) (*process.Process, er
 	return s.process, nil
 }
 
-// end ends a process and takes its folder away.
+// end ends a process and takes its folder away. Ending it again does nothing.
 func (t *processTable) end(s *simulated) {
 	t.mu.Lock()
-	delete(t.byName, s.name)
-	delete(t.byID, uint64(s.process.ID()))
+	if t.byName[s.name] == s {
+		delete(t.byName, s.name)
+	}
+	delete(t.byID, s.id)
 	t.mu.Unlock()
 	t.machine.End(s.process)
+	s.program.forget()
 }
 
-// close ends all processes.
+// close ends all processes. None is started any more.
 func (t *processTable) close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
 	for _, s := range t.all() {
 		t.end(s)
 	}
@@ -169,7 +197,11 @@ func (t *processTable) close() {
 
 // described is the process as its control files describe it.
 func (s *simulated) described() *ctl.Process {
-	return &ctl.Process{Process: s.process, Name: s.name, UID: s.owner.Uid}
+	d := &ctl.Process{Process: s.process, Name: s.name, Folder: s.name, Pid: s.process.ID(), UID: s.owner.Uid}
+	if s.program != nil {
+		d.Name, d.Pid = s.process.Image().Name, s.program.pid
+	}
+	return d
 }
 
 // list is all processes, for ps.
@@ -240,8 +272,10 @@ func (c *controlTree) rmdir(in *fuse.InHeader, name string) fuse.Status {
 	switch {
 	case !ok:
 		return fuse.ENOENT
-	case n.kind != controlProcess:
-		return fuse.EPERM
+	case n.kind == controlSelf:
+		return fuse.ENOTDIR
+	case n.kind != controlProcess || n.proc.program != nil:
+		return fuse.EPERM // a program's process ends when the program does
 	case n.proc.owner.Uid != in.Uid && !c.steers(&in.Caller):
 		return fuse.EACCES
 	}
@@ -249,14 +283,30 @@ func (c *controlTree) rmdir(in *fuse.InHeader, name string) fuse.Status {
 	return fuse.OK
 }
 
-// policyRows are the files of .proc/policy.
-var policyRows = []string{ctl.PolicyNX}
+// arch is the architecture of processes whose name does not say.
+func (t *processTable) arch() process.Arch { return process.Arch(t.newArch.Load()) }
+
+// policyRows are the files of .proc/policy. What is written to them holds for processes that are started afterwards.
+var policyRows = []string{ctl.PolicyNX, ctl.PolicyArch}
 
 // policy is what a file of .proc/policy says.
-func (c *controlTree) policy() []byte { return []byte(c.processes.machine.Policy().String() + "\n") }
+func (c *controlTree) policy(n *controlNode) []byte {
+	if policyRows[n.row] == ctl.PolicyArch {
+		return []byte(c.processes.arch().String() + "\n")
+	}
+	return []byte(c.processes.machine.Policy().String() + "\n")
+}
 
 // setPolicy is a write to it.
-func (c *controlTree) setPolicy(text []byte) fuse.Status {
+func (c *controlTree) setPolicy(n *controlNode, text []byte) fuse.Status {
+	if policyRows[n.row] == ctl.PolicyArch {
+		a, ok := process.ParseArch(strings.TrimSpace(string(text)))
+		if !ok {
+			return fuse.EINVAL
+		}
+		c.processes.newArch.Store(uint32(a))
+		return fuse.OK
+	}
 	p, ok := ctl.ParseNX(text)
 	if !ok {
 		return fuse.EINVAL

@@ -113,6 +113,9 @@ func (f *fileSystem) Symlink(cancel <-chan struct{}, in *fuse.InHeader, target, 
 }
 
 func (f *fileSystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	if isControl(in.NodeId) {
+		return f.control.readlink(in)
+	}
 	n := f.nodes.get(in.NodeId)
 	switch {
 	case n == nil:

@@ -7,11 +7,13 @@ import (
 	"memfs/mm/process"
 )
 
-// Process is what the control files of a simulated process describe.
+// Process is what the control files of a process describe.
 type Process struct {
 	*process.Process
-	Name string // of its folder
-	UID  uint32 // whose it is
+	Name   string // of what it runs
+	Folder string // its name in .proc: the pid of a real program
+	Pid    uint32 // of a real program, else its number
+	UID    uint32 // whose it is
 }
 
 // PerProcess is the table of the control files of a simulated process, in its folder .proc/NAME.
@@ -28,7 +30,7 @@ func processStatus(p *Process) *Doc {
 	low, high, _ := p.WorkingSetSize()
 	d := new(Doc)
 	d.Field("Name", "name", Word(p.Name))
-	d.Field("Pid", "pid", Count(uint64(p.ID())))
+	d.Field("Pid", "pid", Count(uint64(p.Pid)))
 	d.Field("Uid", "uid", Count(uint64(p.UID)))
 	d.Field("Arch", "arch", Word(p.Image().Arch.String()))
 	d.Field("DEP", "dep", Word(p.DEP()))
@@ -105,7 +107,7 @@ func processPages(p *Process) *Doc {
 	return d
 }
 
-// processes is the list of simulated processes, as Process Explorer has it.
+// processes is the list of processes, as Process Explorer has it.
 func processes(m *Mount) *Doc {
 	d := new(Doc)
 	var all []*Process
@@ -115,12 +117,12 @@ func processes(m *Mount) *Doc {
 	d.Table("processes", []Column{
 		{Head: "Pid", Key: "pid", Width: 6}, {Head: "Uid", Key: "uid", Width: 6}, {Head: "Arch", Key: "arch", Width: 5},
 		{Head: "DEP", Key: "dep", Width: 15}, {Head: "WorkingSet", Key: "working_set_bytes", Width: 10},
-		{Head: "Private", Key: "private_bytes", Width: 10}, {Head: "Name", Key: "name"},
+		{Head: "Private", Key: "private_bytes", Width: 10}, {Head: "Name", Key: "name", Width: 15}, {Head: "Folder", Key: "folder"},
 	}, func(yield func([]Value) bool) {
 		for _, p := range all {
 			c := p.MemoryInfo()
-			if !yield([]Value{Count(uint64(p.ID())), Count(uint64(p.UID)), Word(p.Image().Arch.String()), Word(p.DEP()),
-				KB(c.WorkingSet), KB(c.Private), Word(p.Name)}) {
+			if !yield([]Value{Count(uint64(p.Pid)), Count(uint64(p.UID)), Word(p.Image().Arch.String()), Word(p.DEP()),
+				KB(c.WorkingSet), KB(c.Private), Word(p.Name), Word(p.Folder)}) {
 				return
 			}
 		}
@@ -131,6 +133,9 @@ func processes(m *Mount) *Doc {
 // PolicyNX is the file of the DEP boot policy in .proc/policy: it reads as the policy and takes another one, for the
 // processes that are started after it.
 const PolicyNX = "nx"
+
+// PolicyArch is the file of the architecture that new processes have whose name does not say: x64, x86 or arm64.
+const PolicyArch = "arch"
 
 // ParseNX reads what was written to it.
 func ParseNX(text []byte) (process.Policy, bool) {
