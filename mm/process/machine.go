@@ -13,8 +13,14 @@ import (
 type Machine struct {
 	sys      *mm.System
 	listener Listener
+	files    Files
+	images   ImageReader // nil = there are no images
 
 	violations atomic.Uint64
+
+	objects sync.Mutex // a leaf lock
+	// +checklocks:objects
+	names map[string]kernelObject
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -39,7 +45,7 @@ type Listener struct {
 func NewMachine(sys *mm.System, policy Policy, l Listener) *Machine {
 	return &Machine{
 		sys: sys, policy: policy, listener: l, processes: make(map[uint32]*Process),
-		optIn: make(map[string]bool), optOut: make(map[string]bool),
+		optIn: make(map[string]bool), optOut: make(map[string]bool), files: noFiles{sys}, names: make(map[string]kernelObject),
 	}
 }
 

@@ -77,6 +77,8 @@ type Process struct {
 	// +checklocks:mu
 	awe *physicalPages // AllocateUserPhysicalPages; nil = none
 
+	handles handleTable
+
 	lastError  atomic.Uint32
 	violations atomic.Uint64 // of DEP
 	guards     atomic.Uint64 // guard page exceptions
@@ -204,6 +206,7 @@ func (p *Process) end() {
 		awe.space.Delete()
 	}
 	p.machine.sys.ReleaseRecord(n)
+	p.closeHandles()
 	p.mu.Lock()
 	p.release(h)
 	p.mu.Unlock()

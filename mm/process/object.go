@@ -1,0 +1,261 @@
+package process
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Handle names an object of one process.
+type Handle uint64
+
+// NoHandle is INVALID_HANDLE_VALUE.
+const NoHandle = ^Handle(0)
+
+// kernelObject is what handles name. An object lives until its last reference: handles, and what its kind has besides, such
+// as views. Its name goes with the last handle already. Machine.objects guards the counts.
+type kernelObject interface {
+	base() *object
+	// destroy ends the object. It is called once, with no lock held.
+	destroy()
+	// unnamed is called when the name has gone, with no lock held.
+	unnamed()
+	// grant is the access of a new handle that is made from one with access has and asks for want.
+	grant(has, want uint32) uint32
+}
+
+// object is what all kinds have.
+type object struct {
+	name    string // Local\ cut off; empty = none
+	handles int
+	refs    int // handles included
+}
+
+func (o *object) base() *object { return o }
+func (o *object) unnamed()      {}
+
+// canonical is a name without its prefix: Local\ is the session that all processes are in. Names are case-sensitive.
+func canonical(name string) string {
+	if rest, ok := strings.CutPrefix(name, `Local\`); ok {
+		return rest
+	}
+	return name
+}
+
+// lookUp finds an object by name and takes a reference for a handle to be; nil if there is none.
+func (m *Machine) lookUp(name string) kernelObject {
+	m.objects.Lock()
+	defer m.objects.Unlock()
+	o := m.names[name]
+	if o != nil {
+		o.base().handles++
+		o.base().refs++
+	}
+	return o
+}
+
+// publish enters a new object, with one reference for its first handle. If the name is taken the object that has it is
+// returned instead, with such a reference, and o is the caller's to destroy.
+func (m *Machine) publish(o kernelObject, name string) (there kernelObject) {
+	m.objects.Lock()
+	defer m.objects.Unlock()
+	b := o.base()
+	if name != "" {
+		if there = m.names[name]; there != nil {
+			there.base().handles++
+			there.base().refs++
+			return there
+		}
+		m.names[name] = o
+		b.name = name
+	}
+	b.handles, b.refs = b.handles+1, b.refs+1
+	return nil
+}
+
+// reference takes a reference that is no handle.
+func (m *Machine) reference(o kernelObject) {
+	m.objects.Lock()
+	defer m.objects.Unlock()
+	o.base().refs++
+}
+
+// dereference drops a reference, and a handle if it was one's. The last one ends the object. No lock may be held.
+func (m *Machine) dereference(o kernelObject, handle bool) {
+	m.objects.Lock()
+	b := o.base()
+	b.refs--
+	unnamed := false
+	if handle {
+		if b.handles--; b.handles == 0 && b.name != "" {
+			delete(m.names, b.name)
+			unnamed = true
+		}
+	}
+	gone := b.refs == 0
+	m.objects.Unlock()
+	if unnamed {
+		o.unnamed()
+	}
+	if gone {
+		o.destroy()
+	}
+}
+
+// Sections lists the sections that have a name now, by name.
+func (m *Machine) Sections() (list []*Section) {
+	m.objects.Lock()
+	defer m.objects.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(m.names)) {
+		if s, ok := m.names[name].(*Section); ok {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// --- handles -------------------------------------------------------------------------------------------------------------
+
+// handle is an entry of a process's handle table.
+type handle struct {
+	object  kernelObject
+	access  uint32
+	inherit bool // child processes that inherit handles get this one
+}
+
+// handleTable is a process's handles.
+type handleTable struct {
+	mu sync.Mutex // comes before Machine.objects, and with no other lock
+	// +checklocks:mu
+	open map[Handle]handle
+	// +checklocks:mu
+	next Handle // no lower one is free
+	// +checklocks:mu
+	closed bool // no handle can be opened any more
+}
+
+// handleBytes is what an entry costs in records, as charged.
+const handleBytes = 96
+
+// firstHandle is the lowest handle; handles are multiples of 4.
+const firstHandle Handle = 0x40
+
+// open enters a handle, which takes over a reference of the caller's; on an error the reference is dropped.
+func (p *Process) open(h handle) (Handle, error) {
+	m := p.machine
+	if err := m.sys.ChargeRecord(handleBytes); err != nil {
+		m.dereference(h.object, true)
+		return 0, win32(err)
+	}
+	p.handles.mu.Lock()
+	if p.handles.closed {
+		p.handles.mu.Unlock()
+		m.sys.ReleaseRecord(handleBytes)
+		m.dereference(h.object, true)
+		return 0, AccessDenied
+	}
+	if p.handles.open == nil {
+		p.handles.open = make(map[Handle]handle)
+	}
+	n := max(p.handles.next, firstHandle)
+	for p.handles.open[n].object != nil {
+		n += 4
+	}
+	p.handles.next = n + 4
+	p.handles.open[n] = h
+	p.handles.mu.Unlock()
+	return n, nil
+}
+
+// entryOf finds a handle's entry. InvalidHandle.
+func (p *Process) entryOf(h Handle) (handle, error) {
+	p.handles.mu.Lock()
+	defer p.handles.mu.Unlock()
+	if e, ok := p.handles.open[h&^3]; ok && h != NoHandle {
+		return e, nil
+	}
+	return handle{}, InvalidHandle
+}
+
+// use finds a handle's object of type T, with a reference that done drops. InvalidHandle: no such handle, or another kind.
+func use[T kernelObject](p *Process, h Handle) (o T, access uint32, done func(), err error) {
+	p.handles.mu.Lock()
+	defer p.handles.mu.Unlock()
+	e := p.handles.open[h&^3]
+	o, ok := e.object.(T)
+	if !ok || h == NoHandle {
+		return o, 0, nil, InvalidHandle
+	}
+	p.machine.reference(o)
+	return o, e.access, func() { p.machine.dereference(o, false) }, nil
+}
+
+// Close is CloseHandle.
+func (p *Process) Close(h Handle) error {
+	p.handles.mu.Lock()
+	e, ok := p.handles.open[h&^3]
+	if h == NoHandle {
+		ok = false
+	}
+	if ok {
+		delete(p.handles.open, h&^3)
+		p.handles.next = min(p.handles.next, h&^3)
+	}
+	p.handles.mu.Unlock()
+	if !ok {
+		return InvalidHandle
+	}
+	p.machine.sys.ReleaseRecord(handleBytes)
+	p.machine.dereference(e.object, true)
+	return nil
+}
+
+// Options of DuplicateHandle.
+const (
+	DuplicateCloseSource = 1
+	DuplicateSameAccess  = 2
+)
+
+// Duplicate is DuplicateHandle from this process into another one, or the same. access is what the new handle can do, never
+// more than the object's kind knows. InvalidHandle.
+func (p *Process) Duplicate(h Handle, to *Process, access uint32, inherit bool, options uint32) (Handle, error) {
+	e, err := p.entryOf(h)
+	if err != nil {
+		return 0, err
+	}
+	if options&DuplicateSameAccess == 0 {
+		e.access = e.object.grant(e.access, access)
+	}
+	e.inherit = inherit
+	p.machine.objects.Lock()
+	alive := e.object.base().refs > 0
+	if alive {
+		e.object.base().handles++
+		e.object.base().refs++
+	}
+	p.machine.objects.Unlock()
+	if !alive {
+		return 0, InvalidHandle
+	}
+	n, err := to.open(e)
+	if err != nil {
+		return 0, err
+	}
+	if options&DuplicateCloseSource != 0 {
+		_ = p.Close(h) // it was there a moment ago; somebody else may have closed it
+	}
+	return n, nil
+}
+
+// closeHandles closes all handles, for good.
+func (p *Process) closeHandles() {
+	p.handles.mu.Lock()
+	all := p.handles.open
+	p.handles.open, p.handles.closed = nil, true
+	p.handles.mu.Unlock()
+	for _, e := range all {
+		p.machine.sys.ReleaseRecord(handleBytes)
+		p.machine.dereference(e.object, true)
+	}
+}

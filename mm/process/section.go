@@ -1,0 +1,427 @@
+package process
+
+import (
+	"errors"
+	"strings"
+
+	"memfs/mm"
+)
+
+// The SEC_ attributes of CreateFileMapping (winnt.h).
+const (
+	SecFile         = 0x800000
+	SecImage        = 0x1000000
+	SecReserve      = 0x4000000
+	SecCommit       = 0x8000000
+	SecNoCache      = 0x10000000
+	SecWriteCombine = 0x40000000
+	SecLargePages   = 0x80000000
+
+	secMask = SecFile | SecImage | SecReserve | SecCommit | SecNoCache | SecWriteCombine | SecLargePages
+)
+
+// The rights to a section.
+const (
+	SectionQuery              = 0x1
+	SectionMapWrite           = 0x2
+	SectionMapRead            = 0x4
+	SectionMapExecute         = 0x8
+	SectionExtendSize         = 0x10
+	SectionMapExecuteExplicit = 0x20
+	SectionAllAccess          = 0xF001F
+)
+
+// Section is a section object as processes see it (Windows Internals 7 ch. 5, "Section objects"): what CreateFileMapping
+// makes and views show. Its pages are those of a file's segment: of a file of the mount, or of one that is made for it. Two
+// sections over one file share its pages. A section keeps its file.
+type Section struct {
+	object
+	machine *Machine
+
+	file       *openFile
+	pageFile   bool // backed by the page file: file is there for this section only
+	size       uint64
+	protection Protection
+	attributes uint32       // SEC_
+	layout     *ImageLayout // of an image
+
+	// subsections are the pages, ascending from page 0 and without gaps: one of a data section, more of an image.
+	subsections []Subsection
+
+	views int // Machine.objects
+}
+
+// Subsection is consecutive pages of a section that show consecutive pages of a segment.
+type Subsection struct {
+	Pages   uint64
+	Segment *mm.Segment
+	Page    uint64 // of the segment, that the first one shows
+	// Protection is what an image's pages are mapped with; views of data sections have their own.
+	Protection Protection
+}
+
+// SectionInfo is what NtQuerySection and the section's control files say.
+type SectionInfo struct {
+	Name       string // without Local\; empty = none
+	Path       string // of its file; empty = page-file-backed
+	Size       uint64 // MaximumSize
+	Protection Protection
+	Attributes uint32 // AllocationAttributes: SEC_FILE for a data file's, whatever was asked for
+	Handles    int
+	References int
+	Views      int
+	// Subsections are copied.
+	Subsections []Subsection
+}
+
+// Info describes the section at this moment.
+func (s *Section) Info() SectionInfo {
+	s.machine.objects.Lock()
+	defer s.machine.objects.Unlock()
+	return SectionInfo{
+		Name: s.name, Path: s.file.Path(), Size: s.size, Protection: s.protection, Attributes: s.attributes,
+		Handles: s.handles, References: s.refs, Views: s.views, Subsections: append([]Subsection(nil), s.subsections...),
+	}
+}
+
+// File is what has the section's pages.
+func (s *Section) File() File { return s.file.File }
+
+// PageFileBacked says that the section has no file of the mount.
+func (s *Section) PageFileBacked() bool { return s.pageFile }
+
+func (s *Section) destroy() {
+	s.machine.sys.ReleaseRecord(sectionBytes)
+	if s.layout != nil && s.layout.Release != nil {
+		s.layout.Release()
+	}
+	s.machine.dereference(s.file, false)
+}
+
+func (s *Section) unnamed() {
+	if s.pageFile {
+		s.file.Unlink()
+	}
+}
+
+func (s *Section) grant(has, want uint32) uint32 { return has & sectionAccess(want) }
+
+// sectionAccess is what FILE_MAP_ and SECTION_ bits ask for, taken literally. FILE_MAP_EXECUTE is not a right of its own.
+func sectionAccess(want uint32) uint32 {
+	if want&SectionMapExecuteExplicit != 0 {
+		want |= SectionMapExecute
+	}
+	return want & SectionAllAccess
+}
+
+// sectionBytes is what a section costs in records, as charged.
+const sectionBytes = 256
+
+// granted is the access that the protection of CreateFileMapping gives its handle.
+func granted(p Protection) uint32 {
+	const required = 0xF0000
+	switch p {
+	case ReadWrite:
+		return required | SectionQuery | SectionMapRead | SectionMapWrite
+	case ExecuteRead, ExecuteWriteCopy:
+		return required | SectionQuery | SectionMapRead | SectionMapExecute
+	case ExecuteReadWrite:
+		return SectionAllAccess
+	}
+	return required | SectionQuery | SectionMapRead
+}
+
+// fileAccess is what a file's handle must allow for a section of a protection.
+func fileAccess(p Protection) uint32 {
+	switch p {
+	case ReadWrite:
+		return fileRead | fileWrite
+	case ExecuteRead, ExecuteWriteCopy:
+		return fileRead | fileExecute
+	case ExecuteReadWrite:
+		return fileRead | fileWrite | fileExecute
+	}
+	return fileRead
+}
+
+// sectionProtection says whether a section can be of a protection.
+func sectionProtection(p Protection) bool {
+	switch p {
+	case ReadOnly, ReadWrite, WriteCopy, ExecuteRead, ExecuteReadWrite, ExecuteWriteCopy:
+		return true
+	}
+	return false
+}
+
+// attributes checks the SEC_ bits and returns those that the section will have.
+func (p *Process) attributes(sec uint32, ofFile bool) (uint32, error) {
+	switch {
+	case sec&SecFile != 0:
+		return 0, InvalidParameter
+	case sec&SecImage != 0 && sec&^(SecImage|SecNoCache) != 0:
+		return 0, InvalidParameter
+	case sec&SecImage != 0:
+		return sec, nil
+	case sec == 0:
+		sec = SecCommit
+	case sec&(SecCommit|SecReserve) == 0, sec&SecCommit != 0 && sec&SecReserve != 0:
+		return 0, InvalidParameter
+	case sec&SecLargePages != 0 && (ofFile || sec&SecReserve != 0):
+		return 0, InvalidParameter
+	}
+	return sec, nil
+}
+
+const (
+	tooManyPages = 8 << 40   // a section of so many bytes has more prototype PTEs than there is room for
+	tooBig       = 128 << 40 // no address space has room for it
+)
+
+// CreateSection is CreateFileMapping. file is NoHandle or 0 for a section that is backed by the page file. flags are a
+// protection with SEC_ bits. existed says that a section of that name was there already, and is what the handle is of.
+func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name string, inherit bool) (h Handle, existed bool, err error) {
+	prot, sec := Protection(flags&^secMask), flags&secMask
+	ofFile := file != NoHandle && file != 0
+	if sec, err = p.attributes(sec, ofFile); err != nil {
+		return 0, false, err
+	}
+	if !sectionProtection(prot) || sec == SecImage|SecNoCache && prot != ReadOnly {
+		return 0, false, InvalidParameter
+	}
+	m, name := p.machine, canonical(name)
+	if name != "" {
+		if there := m.lookUp(name); there != nil {
+			return p.existing(there, prot, inherit)
+		}
+	}
+	s := &Section{machine: m, protection: prot, attributes: sec, pageFile: !ofFile}
+	if err := m.sys.ChargeRecord(sectionBytes); err != nil {
+		return 0, false, win32(err)
+	}
+	if ofFile {
+		err = p.overFile(s, file, size)
+	} else {
+		err = p.pageFileBacked(s, size, name)
+	}
+	if errors.Is(err, AlreadyExists) {
+		// Somebody was faster.
+		m.sys.ReleaseRecord(sectionBytes)
+		if there := m.lookUp(name); there != nil {
+			return p.existing(there, prot, inherit)
+		}
+		return 0, false, InvalidHandle
+	}
+	if err != nil {
+		m.sys.ReleaseRecord(sectionBytes)
+		return 0, false, err
+	}
+	if there := m.publish(s, name); there != nil {
+		s.destroy()
+		return p.existing(there, prot, inherit)
+	}
+	h, err = p.open(handle{object: s, access: granted(prot), inherit: inherit})
+	return h, false, err
+}
+
+// existing opens a handle of an object that has the name already, and whose reference is ours.
+func (p *Process) existing(there kernelObject, prot Protection, inherit bool) (Handle, bool, error) {
+	if _, ok := there.(*Section); !ok {
+		p.machine.dereference(there, true)
+		return 0, false, InvalidHandle
+	}
+	h, err := p.open(handle{object: there, access: granted(prot), inherit: inherit})
+	return h, true, err
+}
+
+// OpenSection is OpenFileMapping. FileNotFound; InvalidHandle if the name is another kind of object's.
+func (p *Process) OpenSection(access uint32, inherit bool, name string) (Handle, error) {
+	if name == "" {
+		return 0, InvalidParameter
+	}
+	there := p.machine.lookUp(canonical(name))
+	if there == nil {
+		return 0, FileNotFound
+	}
+	if _, ok := there.(*Section); !ok {
+		p.machine.dereference(there, true)
+		return 0, InvalidHandle
+	}
+	return p.open(handle{object: there, access: sectionAccess(access), inherit: inherit})
+}
+
+// pageFileBacked gives a section pages of its own.
+func (p *Process) pageFileBacked(s *Section, size uint64, name string) error {
+	switch {
+	case s.attributes&SecImage != 0:
+		return BadExeFormat
+	case size == 0:
+		return InvalidParameter
+	case size >= tooBig:
+		return NotEnoughMemory
+	case s.attributes&SecLargePages != 0:
+		return p.largePages(0, size)
+	case s.attributes&SecReserve != 0 && size >= tooManyPages:
+		return NoSystemResources
+	}
+	size = (size + PageSize - 1) &^ (PageSize - 1)
+	if s.attributes&SecCommit != 0 && size>>pageShift > p.machine.sys.Snapshot().CommitLimit {
+		return CommitmentLimit // before anything is made for it
+	}
+	f, err := p.machine.files.NewSection(p, name, int64(size))
+	if err != nil {
+		return win32(err)
+	}
+	s.file = newOpenFile(p.machine, f)
+	s.size = size
+	s.subsections = []Subsection{{Pages: size >> pageShift, Segment: f.Segment()}}
+	p.machine.reference(s.file)
+	if s.attributes&SecCommit == 0 {
+		return nil
+	}
+	if err := f.Segment().Commit(0, size>>pageShift-1); err != nil {
+		if name != "" {
+			f.Unlink()
+		}
+		p.machine.dereference(s.file, false)
+		return win32(err)
+	}
+	return nil
+}
+
+// overFile has a section show a file.
+func (p *Process) overFile(s *Section, file Handle, size uint64) error {
+	f, access, done, err := use[*openFile](p, file)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if need := fileAccess(s.protection); access&need != need {
+		return AccessDenied
+	}
+	if s.attributes&SecImage != 0 {
+		err = p.imageOf(s, f)
+	} else {
+		err = p.dataOf(s, f, size)
+	}
+	if err == nil {
+		s.file = f
+		p.machine.reference(f)
+	}
+	return err
+}
+
+// dataOf makes a section of a file's bytes.
+func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
+	s.attributes = SecFile | s.attributes&(SecNoCache|SecWriteCombine)
+	now := uint64(f.Size())
+	if size == 0 {
+		if size = now; size == 0 {
+			return FileInvalid
+		}
+	}
+	switch {
+	case size > mm.MaxSize:
+		return NotEnoughMemory
+	case size > now && !s.protection.shares():
+		return NotEnoughMemory // STATUS_SECTION_TOO_BIG
+	case size > now:
+		if err := f.SetSize(int64(size)); err != nil {
+			if errors.Is(err, mm.StatusCommitmentLimit) {
+				return DiskFull
+			}
+			return win32(err)
+		}
+	}
+	s.size = size
+	s.subsections = []Subsection{{Pages: (size + PageSize - 1) >> pageShift, Segment: f.Segment()}}
+	return nil
+}
+
+// shares says that writers of the memory write what others see.
+func (p Protection) shares() bool { return p&(ReadWrite|ExecuteReadWrite) != 0 }
+
+// ImageReader lays an executable file out as a section: what the loader's part of the memory manager finds in its headers.
+// BadExeFormat for a file that is none. It is called with no lock held.
+type ImageReader func(m *Machine, f File) (*ImageLayout, error)
+
+// ImageLayout is an image as its headers describe it.
+type ImageLayout struct {
+	Base        uint64 // where it would like to lie; 0 = anywhere
+	Size        uint64 // bytes of address space
+	Subsections []Subsection
+	// Release gives back what was made for the layout, such as a segment of pages that the file has nowhere whole.
+	Release func()
+}
+
+// SetImages says how SEC_IMAGE sections are made; without it every file is refused. It is called before the first process
+// starts.
+func (m *Machine) SetImages(r ImageReader) { m.images = r }
+
+// imageOf makes a section of an executable file.
+func (p *Process) imageOf(s *Section, f *openFile) error {
+	if p.machine.images == nil || f.Size() == 0 {
+		return BadExeFormat
+	}
+	l, err := p.machine.images(p.machine, f)
+	if err != nil {
+		return win32(err)
+	}
+	s.size, s.subsections, s.layout = l.Size, l.Subsections, l
+	return nil
+}
+
+// --- opened files --------------------------------------------------------------------------------------------------------
+
+// What a file's handle allows: the GENERIC_ rights in short.
+const (
+	fileRead    = 1
+	fileWrite   = 2
+	fileExecute = 4
+)
+
+// rights are a file handle's from the access asked for.
+func rights(access uint32) (r uint32) {
+	for _, g := range []struct{ generic, rights uint32 }{
+		{GenericRead, fileRead}, {GenericWrite, fileWrite}, {GenericExecute, fileExecute},
+		{GenericAll, fileRead | fileWrite | fileExecute},
+		// FILE_READ_DATA, FILE_WRITE_DATA, FILE_EXECUTE.
+		{0x1, fileRead}, {0x2, fileWrite}, {0x20, fileExecute},
+	} {
+		if access&g.generic != 0 {
+			r |= g.rights
+		}
+	}
+	return r
+}
+
+// openFile is an open file: a file object.
+type openFile struct {
+	object
+	File
+	machine *Machine
+}
+
+func newOpenFile(m *Machine, f File) *openFile { return &openFile{File: f, machine: m} }
+
+func (f *openFile) destroy() { f.Close() }
+
+func (f *openFile) grant(has, want uint32) uint32 { return has & rights(want) }
+
+// OpenFile is CreateFile. existed says that the file was there, which CREATE_ALWAYS and OPEN_ALWAYS tell by the last error.
+func (p *Process) OpenFile(path string, access uint32, d Disposition) (h Handle, existed bool, err error) {
+	if d < CreateNew || d > TruncateExisting {
+		return 0, false, InvalidParameter
+	}
+	path = strings.ReplaceAll(path, `\`, "/")
+	if path == "" || strings.ContainsRune(path, 0) {
+		return 0, false, FileNotFound
+	}
+	file, existed, err := p.machine.files.Open(p, path, access, d)
+	if err != nil {
+		return 0, false, win32(err)
+	}
+	f := newOpenFile(p.machine, file)
+	p.machine.publish(f, "")
+	h, err = p.open(handle{object: f, access: rights(access)})
+	return h, existed, err
+}
