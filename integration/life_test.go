@@ -57,6 +57,9 @@ func remount(t testing.TB, dir, pageFile string, flags ...string) (pid int) {
 	if pid = daemonPID(dir); pid == 0 {
 		t.Fatal(".proc/version does not name the daemon's pid")
 	}
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || string(comm) != "memfs\n" {
+		t.Errorf("top and pgrep know the daemon as %q, %v", comm, err)
+	}
 	return pid
 }
 

@@ -42,6 +42,8 @@ const (
 )
 
 func main() {
+	// Started from /proc/self/exe the kernel calls us "exe", which nobody would find in top or pgrep. It is advice only.
+	os.WriteFile("/proc/self/comm", []byte("memfs"), 0)
 	if name := helperName(os.Args[0]); name != "" {
 		os.Exit(runHelper(name, os.Args[1:], os.Stdout, os.Stderr))
 	}
