@@ -171,6 +171,7 @@ func newControlTree(f *fileSystem) *controlTree {
 			Facts:     f.opts.Facts,
 			Inodes:    f.inodeCounts,
 			FileOf:    fileOf,
+			Owners:    func() []ctl.Owner { return f.listOwners(processes) },
 		},
 		env: ctl.Env{
 			Gate:  ctl.Gate(f.gate),

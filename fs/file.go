@@ -57,6 +57,9 @@ func (n *node) opened(h *handle, caller fuse.Caller, openFlags uint32) (firstWri
 	if openFlags&fuse.OPEN_KILL_SUIDGID != 0 {
 		kill = n.setIDKill(caller)
 	}
+	if h.writable() {
+		n.openedBy(&caller)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h.seen = n.failures
@@ -95,6 +98,9 @@ func (n *node) read(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) 
 	set, err := n.section.Read(off, int(size), buf)
 	if err != nil {
 		return nil, errno(err)
+	}
+	if set != nil {
+		n.fs.owners.read(&in.Caller, set.Soft, set.Hard, set.Size())
 	}
 	if in.Flags&syscall.O_ACCMODE != syscall.O_WRONLY && in.Flags&syscall.O_NOATIME == 0 {
 		n.accessed()
@@ -144,6 +150,7 @@ func (n *node) write(in *fuse.WriteIn, pieces [][]byte) (uint32, fuse.Status) {
 	if err != nil && off == start {
 		return 0, errno(err)
 	}
+	n.wrote(in, int(off-start))
 	n.written(in.Caller, in.WriteFlags)
 	return uint32(off - start), fuse.OK
 }

@@ -26,6 +26,7 @@
 //	control.go  the control tree, .proc
 //	process.go  simulated processes in it
 //	program.go  real programs' processes in it
+//	owners.go   who filled the mount
 //	rule.go     rules for files' pages, as attributes
 //
 // # Node ids
@@ -228,6 +229,7 @@ type fileSystem struct {
 
 	nodes   nodeTable
 	handles handleTable
+	owners  ownerTable
 	inodes  atomic.Uint64 // nodes that exist
 	most    atomic.Uint64 // nodes that may exist
 	planned bool          // most goes by the memory
@@ -268,6 +270,7 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	}
 	f.nodes.init()
 	f.handles.init()
+	f.owners.init()
 	planned := o.System.Budget().Inodes
 	f.planned = o.Inodes == 0 || o.Inodes == planned
 	f.most.Store(o.Inodes)

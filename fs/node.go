@@ -3,6 +3,7 @@ package fs
 import (
 	"math"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -86,6 +87,9 @@ type node struct {
 	// a name, and when the one that it was is gone while others remain. It is guarded by fs.tree, which checklocks cannot
 	// say: the lock is another object's.
 	entry *entry
+
+	dirtier atomic.Uint64 // thread that last opened it for writing; see owners.go
+	filler  atomic.Uint64 // thread whose write came last
 
 	mu sync.Mutex
 	// +checklocks:mu

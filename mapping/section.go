@@ -286,3 +286,6 @@ func (s *Section) SetRule(r mm.Rule) (read uint64, err error) { return s.seg.Set
 
 // Faults is how often the section's pages faulted.
 func (s *Section) Faults() mm.FaultCounts { return s.seg.Faults() }
+
+// Holdings counts the section's pages by where they are, faster than Info.
+func (s *Section) Holdings() mm.Holdings { return s.seg.Holdings() }

@@ -65,6 +65,8 @@ type Mount struct {
 	Inodes  func() (used, max uint64) // of nr_inodes
 	// Processes lists the simulated processes by number.
 	Processes func() []*Process
+	// Owners lists who filled the mount.
+	Owners func() []Owner
 	// FileOf says which file a segment's host is.
 	FileOf func(mm.Host) Place
 }

@@ -179,7 +179,15 @@ func testMount() (*Mount, *fakeMachine) {
 		Version: "1.2.3",
 		Facts:   func() [][2]string { return [][2]string{{"Kernel", "6.18"}, {"write-back cache", "on"}} },
 		Inodes:  func() (used, max uint64) { return 12, 34567 },
-		FileOf:  func(mm.Host) Place { return Place{Inode: 42, Name: "/a \n file"} },
+		Owners: func() []Owner {
+			return []Owner{
+				{Kind: "user", UID: 1000, Files: 3, Holdings: mm.Holdings{Committed: 400, InMemory: 300, Paged: 90, Compressed: 10},
+					Largest: "/a \n file", Soft: 11, Hard: 22, Read: 3333, Written: 4444},
+				{Kind: "process", UID: 1000, Pid: 4711, Comm: "a (b", Files: 1, Holdings: mm.Holdings{Committed: 100}},
+				{Kind: "user", Rest: true},
+			}
+		},
+		FileOf: func(mm.Host) Place { return Place{Inode: 42, Name: "/a \n file"} },
 	}, m
 }
 

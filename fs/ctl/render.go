@@ -129,6 +129,7 @@ type Column struct {
 	Head  string // of the text; a table without any has no header line
 	Key   string // of the JSON records
 	Width int    // of the text; longer values push the rest of their line
+	Left  bool   // a column of words, some of which may be missing
 }
 
 // Doc is the content of one control file: parts in the order in which they are added. The zero Doc is empty.
@@ -275,6 +276,9 @@ func (p *printer) textTable(t *part) {
 		}
 		for i, v := range row {
 			width := t.columns[i].Width
+			if t.columns[i].Left && v.kind == kindNone {
+				v = Word("-")
+			}
 			if i == last && (v.kind == kindWord || v.kind == kindFlag) {
 				width = 0 // no blanks at the end of a line
 			}
@@ -297,7 +301,7 @@ func (p *printer) textTable(t *part) {
 func (p *printer) head(columns []Column, row []Value) {
 	for i, c := range columns {
 		missing := c.Width - len(c.Head)
-		left := i < len(row) && (row[i].kind == kindWord || row[i].kind == kindFlag)
+		left := c.Left || i < len(row) && (row[i].kind == kindWord || row[i].kind == kindFlag)
 		if !left && missing > 0 {
 			p.buf = appendRepeat(p.buf, ' ', missing)
 		}

@@ -59,6 +59,18 @@ func (p *Process) MemoryInfo() Counters {
 // Guards is how many guard page exceptions there were.
 func (p *Process) Guards() uint64 { return p.guards.Load() }
 
+// Holdings is where the pages of the process are.
+func (p *Process) Holdings() mm.Holdings {
+	h := p.space.Holdings()
+	p.mu.Lock()
+	awe := p.awe
+	p.mu.Unlock()
+	if awe != nil {
+		h.Add(awe.space.Holdings())
+	}
+	return h
+}
+
 // Owns says whether a private memory is the process's: that of its address space, or that of its physical pages.
 func (p *Process) Owns(s *mm.Space) bool {
 	p.mu.Lock()
