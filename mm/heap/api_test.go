@@ -646,7 +646,7 @@ func TestHeadersAreWiped(t *testing.T) {
 }
 
 func TestInformation(t *testing.T) {
-	space, thread := heapOf(t, 8, Options{GlobalFlags: globalFlagValidate})
+	space, thread := heapOf(t, 8, Options{GlobalFlags: GlobalFlagValidateAll})
 	h := thread.GetProcessHeap()
 	_, err := thread.HeapSetInformation(h, 77, 0)
 	win32Error(t, "HeapSetInformation of an unknown class", err, errorInvalidParameter)

@@ -1,6 +1,7 @@
 package heap
 
 import (
+	"errors"
 	"math"
 	"sync"
 )
@@ -8,29 +9,37 @@ import (
 // Flags of GlobalAlloc and LocalAlloc (GMEM_, LMEM_). NOCOMPACT, NODISCARD, LOWER, NOTIFY and unknown ones are taken and
 // have no effect.
 const (
-	MemFixed       = 0x0
-	MemMoveable    = 0x2
-	MemZeroInit    = 0x40
-	MemModify      = 0x80
-	GMemDiscard    = 0x100  // GMEM_DISCARDABLE
-	GMemDDEShare   = 0x2000 // GMEM_DDESHARE
-	LMemDiscard    = 0xF00  // LMEM_DISCARDABLE
-	GHND           = MemMoveable | MemZeroInit
-	GPTR           = MemFixed | MemZeroInit
-	LHND           = GHND
-	LPTR           = GPTR
-	MemDiscarded   = 0x4000 // in the result of GlobalFlags and LocalFlags
-	MemInvalid     = 0x8000 // GMEM_INVALID_HANDLE
-	MemLockCount   = 0xFF   // mask of the lock count
-	inUse          = 0x1    // in a handle's entry
-	discardable    = 0x100
-	maxLockCount   = 0xFF
+	MemFixed     = 0x0
+	MemMoveable  = 0x2
+	MemZeroInit  = 0x40
+	MemModify    = 0x80
+	GMemDiscard  = 0x100  // GMEM_DISCARDABLE
+	GMemDDEShare = 0x2000 // GMEM_DDESHARE
+	LMemDiscard  = 0xF00  // LMEM_DISCARDABLE
+	GHND         = MemMoveable | MemZeroInit
+	GPTR         = MemFixed | MemZeroInit
+	LHND         = GHND
+	LPTR         = GPTR
+	MemDiscarded = 0x4000 // in the result of GlobalFlags and LocalFlags
+	MemInvalid   = 0x8000 // GMEM_INVALID_HANDLE
+	MemLockCount = 0xFF   // mask of the lock count
+	maxLockCount = 0xFF
+)
+
+// Flags of a handle's entry, as on Windows.
+const (
+	inUse          = 0x1
+	movableBlock   = 0x2
+	discardable    = 0x4
+	discarded      = 0x8
+	ddeShare       = 0x8000
 	entryLockShift = 16
 )
 
 // handleTable is the table of movable blocks, in the process's memory: entries of two pointers, the first with flags and
-// lock count, the second with the address of the block, 0 while it is discarded; in a free entry it is the next free
-// one. A handle is the address of its entry's second pointer.
+// lock count, the second with the address of the block, 0 while it is discarded. A handle is the address of its entry's
+// second pointer. The first pointer of a free entry is the address of the next free one, or of the table's end; its second
+// is 0.
 type handleTable struct {
 	mu        sync.Mutex // after the default heap's section; heap locks are taken inside it
 	base      uint64     // 0 before the first movable block
@@ -50,7 +59,7 @@ type memory struct {
 // movable is the entry of a handle.
 type movable struct {
 	handle uint64
-	flags  uint64 // inUse, discardable, GMemDDEShare
+	flags  uint64 // inUse, discardable, ddeShare
 	locks  uint64
 	ptr    uint64
 }
@@ -95,11 +104,23 @@ func (m *memory) entry(handle uint64) (e movable, err error) {
 }
 
 func (m *memory) store(e movable) error {
+	w := e.flags&^discarded | inUse | movableBlock | e.locks<<entryLockShift
+	if e.ptr == 0 {
+		w |= discarded
+	}
+	return m.write(e.handle, w, e.ptr)
+}
+
+// write writes both words of an entry.
+func (m *memory) write(handle, first, second uint64) error {
 	return m.run(func(h *object) {
-		h.setPointer(e.handle-h.l.ptr, e.flags|e.locks<<entryLockShift)
-		h.setPointer(e.handle, e.ptr)
+		h.setPointer(handle-h.l.ptr, first)
+		h.setPointer(handle, second)
 	})
 }
+
+// end is the address behind the table.
+func (m *memory) end() uint64 { return m.table.base + handleTableEntries*m.heap.l.unit }
 
 // newHandle takes an entry that is not in use; ERROR_NOT_ENOUGH_MEMORY if all 65536 are.
 func (m *memory) newHandle() (handle uint64, err error) {
@@ -107,12 +128,14 @@ func (m *memory) newHandle() (handle uint64, err error) {
 	if t.free != 0 {
 		handle = t.free
 		err = m.run(func(h *object) {
-			next := h.pointer(handle)
-			inside := next >= t.base && next < t.base+t.next && m.isHandle(next)
-			if h.pointer(handle-l.ptr)&inUse != 0 || (next != 0 && !inside) {
+			next := h.pointer(handle - l.ptr)
+			inside := next >= t.base && next < t.base+t.next && next%l.unit == 0
+			if next&inUse != 0 || (next != m.end() && !inside) {
 				h.fail(handle, "the list of free handles")
 			}
-			t.free = next
+			if t.free = 0; inside {
+				t.free = next + l.ptr
+			}
 		})
 		return handle, err
 	}
@@ -121,6 +144,7 @@ func (m *memory) newHandle() (handle uint64, err error) {
 		if err != nil {
 			return 0, win32(errorNotEnoughMemory)
 		}
+		m.heaps.label(base, "Global handles")
 		t.base = base
 	}
 	if t.next == handleTableEntries*l.unit {
@@ -138,9 +162,12 @@ func (m *memory) newHandle() (handle uint64, err error) {
 }
 
 func (m *memory) freeHandle(handle uint64) error {
-	next := m.table.free
+	next := m.end()
+	if m.table.free != 0 {
+		next = m.table.free - m.heap.l.ptr
+	}
 	m.table.free = handle
-	return m.store(movable{handle: handle, ptr: next})
+	return m.write(handle, next, 0)
 }
 
 func (m *memory) heapFlags(flags uint32) uint32 {
@@ -162,8 +189,8 @@ func (m *memory) attributes(flags uint32) (a uint64) {
 	if flags&m.discardFlag() != 0 {
 		a |= discardable
 	}
-	if !m.local {
-		a |= uint64(flags) & GMemDDEShare
+	if !m.local && flags&GMemDDEShare != 0 {
+		a |= ddeShare
 	}
 	return a
 }
@@ -179,7 +206,7 @@ func (m *memory) alloc(flags uint32, size uint64) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	e := movable{handle: handle, flags: inUse | m.attributes(flags)}
+	e := movable{handle: handle, flags: m.attributes(flags)}
 	if size > 0 {
 		if e.ptr, err = m.heap.allocUser(m.Thread, m.heapFlags(flags), size, handle); err != nil {
 			m.freeHandle(handle)
@@ -189,7 +216,8 @@ func (m *memory) alloc(flags uint32, size uint64) (uint64, error) {
 	return handle, m.store(e)
 }
 
-// fixed reports whether mem is the address of a busy block of the default heap.
+// fixed reports whether mem is the address of a busy block of the default heap. What is not readable at all is
+// ERROR_NOACCESS.
 func (m *memory) fixed(mem uint64) (ok bool, size uint64, front bool, err error) {
 	err = m.run(func(h *object) {
 		b, large := h.busyAt(mem)
@@ -199,11 +227,17 @@ func (m *memory) fixed(mem uint64) (ok bool, size uint64, front bool, err error)
 			size, front = b.size(h.l), b.sub != nil
 		}
 	})
-	if isCorruption(err) {
+	switch {
+	case isUnreadable(err):
+		return false, 0, false, win32(errorNoAccess)
+	case isCorruption(err):
 		return false, 0, false, nil
 	}
 	return err == nil, size, front, err
 }
+
+// isNoAccess reports whether err is what fixed says of what is not readable.
+func isNoAccess(err error) bool { return errors.Is(err, &Error{errorNoAccess}) }
 
 func (m *memory) free(mem uint64) (uint64, error) {
 	if mem == 0 {
@@ -240,7 +274,7 @@ func (m *memory) size(mem uint64) (uint64, error) {
 		mem = e.ptr
 	}
 	ok, size, _, err := m.fixed(mem)
-	if err == nil && !ok {
+	if err == nil && !ok || isNoAccess(err) {
 		err = win32(errorInvalidHandle)
 	}
 	return size, err
@@ -249,16 +283,25 @@ func (m *memory) size(mem uint64) (uint64, error) {
 func (m *memory) flags(mem uint64) (uint32, error) {
 	if !m.isHandle(mem) {
 		ok, _, _, err := m.fixed(mem)
-		if ok || err != nil {
-			return 0, err
+		switch {
+		case ok:
+			return 0, nil
+		case isNoAccess(err) && !m.local, err == nil:
+			err = win32(errorInvalidHandle)
 		}
-		return MemInvalid, win32(errorInvalidHandle)
+		return MemInvalid, err
 	}
 	e, err := m.entry(mem)
 	if err != nil {
 		return MemInvalid, err
 	}
-	f := uint32(e.locks | e.flags&(discardable|GMemDDEShare))
+	f := uint32(e.locks)
+	if e.flags&discardable != 0 {
+		f |= GMemDiscard // the same bit of LMEM_DISCARDABLE
+	}
+	if e.flags&ddeShare != 0 {
+		f |= GMemDDEShare
+	}
 	if e.ptr == 0 {
 		f |= MemDiscarded
 	}
@@ -268,10 +311,15 @@ func (m *memory) flags(mem uint64) (uint32, error) {
 func (m *memory) lock(mem uint64) (uint64, error) {
 	if !m.isHandle(mem) {
 		ok, _, _, err := m.fixed(mem)
-		if !ok {
+		switch {
+		case ok:
+			return mem, nil
+		case err != nil && !isNoAccess(err):
 			return 0, err
+		case m.local:
+			return 0, nil
 		}
-		return mem, nil
+		return 0, win32(errorInvalidHandle)
 	}
 	e, err := m.entry(mem)
 	if err != nil {
@@ -326,10 +374,12 @@ func (m *memory) handle(p uint64) (uint64, error) {
 			handle = h.pointer(b.userValue(h.l))
 		}
 	})
-	if isCorruption(err) {
+	switch {
+	case isUnreadable(err) && m.local:
+		return 0, win32(errorNoAccess)
+	case isCorruption(err):
 		return 0, win32(errorInvalidHandle)
-	}
-	if err != nil {
+	case err != nil:
 		return 0, err
 	}
 	if handle == 0 {
@@ -404,7 +454,7 @@ func (m *memory) makeMovable(mem, size uint64, flags uint32) (uint64, error) {
 		m.freeHandle(handle)
 		return 0, err
 	}
-	return handle, m.store(movable{handle: handle, flags: inUse | m.attributes(flags), ptr: p})
+	return handle, m.store(movable{handle: handle, flags: m.attributes(flags), ptr: p})
 }
 
 func (m *memory) reallocMovable(mem, size uint64, flags uint32) (uint64, error) {

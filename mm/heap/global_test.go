@@ -243,7 +243,7 @@ func TestDamagedHandles(t *testing.T) {
 		if left, err := thread.GlobalFree(m); left != 0 {
 			t.Error(err)
 		}
-		set(m, 0x12345678) // the list of free handles
+		set(m-ptr, 0x12345670) // the list of free handles
 		if _, err = thread.GlobalAlloc(GHND, 1); err == nil {
 			t.Error("a handle was taken from a damaged list")
 		}

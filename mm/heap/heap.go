@@ -2,6 +2,7 @@ package heap
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 )
 
@@ -12,7 +13,9 @@ type object struct {
 	space Space
 	l     *layout
 	base  uint64
-	lock  section // HeapLock; before mu
+	// number is 1 for the default heap, and one more for each made after it; never used again.
+	number int
+	lock   section // HeapLock; before mu
 
 	mu    sync.Mutex
 	dead  bool
@@ -148,6 +151,14 @@ func (h *object) store() {
 }
 
 func (h *object) has(flag uint64) bool { return h.p.flags&flag != 0 }
+
+// reserve is the space's, and tells it what for.
+func (h *object) reserve(size uint64, what string) (base uint64, err error) {
+	if base, err = h.space.Reserve(size, h.protect()); err == nil {
+		h.heaps.label(base, fmt.Sprintf("Heap %d%s", h.number, what))
+	}
+	return base, err
+}
 
 func (h *object) protect() uint32 {
 	if h.has(CreateEnableExecute) {

@@ -17,8 +17,7 @@ type Options struct {
 	// SizeOfHeapCommit); 0 stands for 1 MiB and 4 KiB. They are rounded up, to 64 KiB and to whole pages.
 	Reserve, Commit uint64
 
-	// GlobalFlags are those of gflags that concern heaps: tail checking 0x10, free checking 0x20, validation of the whole
-	// heap at every call 0x80, page heap 0x02000000. They hold for every heap.
+	// GlobalFlags are those of gflags that concern heaps (GlobalFlagTailCheck and so on). They hold for every heap.
 	GlobalFlags uint32
 
 	// TerminateOnCorruption is HeapEnableTerminationOnCorruption from the start.
@@ -40,6 +39,8 @@ type Heaps struct {
 	mu sync.Mutex // nothing is taken inside it
 	// +checklocks:mu
 	table []*object
+	// +checklocks:mu
+	numbers int // how many heaps there ever were
 
 	process *object
 	handles handleTable
@@ -83,7 +84,11 @@ func systemRandom() uint64 {
 func (s *Heaps) random() uint64 { return s.options.Random() }
 
 // Thread is a caller whose waits for a HeapLock end with ctx.
-func (s *Heaps) Thread(ctx context.Context) *Thread { return &Thread{s, ctx} }
+func (s *Heaps) Thread(ctx context.Context) *Thread {
+	t := &Thread{heaps: s, ctx: ctx}
+	t.self = t
+	return t
+}
 
 // find is the heap with that handle, or nil.
 func (s *Heaps) find(handle uint64) *object {
@@ -138,6 +143,14 @@ func (t *Thread) HeapCreate(flags uint32, initial, maximum uint64) (uint64, erro
 	return h.base, nil
 }
 
+// number is the next heap's.
+func (s *Heaps) number() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.numbers++
+	return s.numbers
+}
+
 // create makes a heap whose first segment has reserve bytes, and puts it into the table.
 func (s *Heaps) create(flags, reserve, commit, fixed uint64) (*object, error) {
 	h, err := s.newHeap(flags, reserve, commit, fixed)
@@ -152,7 +165,7 @@ func (s *Heaps) create(flags, reserve, commit, fixed uint64) (*object, error) {
 
 func (s *Heaps) newHeap(flags, reserve, commit, fixed uint64) (_ *object, err error) {
 	l := s.l
-	h := &object{heaps: s, space: s.space, l: l}
+	h := &object{heaps: s, space: s.space, l: l, number: s.number()}
 	if fixed == 0 {
 		flags |= Growable
 	}
@@ -162,7 +175,7 @@ func (s *Heaps) newHeap(flags, reserve, commit, fixed uint64) (_ *object, err er
 		fixed: fixed, reserved: reserve, next: firstGrowth, segments: 1,
 	}
 	commit = min(alignUp(max(commit, 0x400*l.ptr), l.page), reserve)
-	if h.base, err = s.space.Reserve(reserve, h.protect()); err != nil {
+	if h.base, err = h.reserve(reserve, ""); err != nil {
 		return nil, err
 	}
 	if err = s.space.Commit(h.base, commit, h.protect()); err != nil {
@@ -180,8 +193,9 @@ func debugOf(global uint32) (flags uint64) {
 	for _, f := range [...]struct {
 		global uint32
 		flag   uint64
-	}{{globalFlagTailCheck, TailChecking}, {globalFlagFreeCheck, FreeChecking}, {globalFlagValidate, validateAll},
-		{globalFlagPageAllocs, pageAllocs}} {
+	}{{GlobalFlagTailCheck, TailChecking}, {GlobalFlagFreeCheck, FreeChecking},
+		{GlobalFlagValidateParameters, TailChecking | FreeChecking},
+		{GlobalFlagValidateAll, TailChecking | FreeChecking | validateAll}, {GlobalFlagPageAllocs, pageAllocs}} {
 		if global&f.global != 0 {
 			flags |= f.flag
 		}

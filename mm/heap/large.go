@@ -36,7 +36,7 @@ func (h *object) allocLarge(size uint64, extra bool) *largeBlock {
 	if h.l.ptr == 4 && b.reserve > 1<<31 {
 		return nil
 	}
-	base, err := h.space.Reserve(b.reserve, h.protect())
+	base, err := h.reserve(b.reserve, " block")
 	if err != nil {
 		return nil
 	}

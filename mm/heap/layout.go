@@ -20,12 +20,13 @@ const (
 	debugFlags  = TailChecking | FreeChecking | pageAllocs | validateAll
 )
 
-// The flags of gflags that concern heaps.
+// The flags of gflags that concern heaps, with what gflags calls them.
 const (
-	globalFlagTailCheck  = 0x10
-	globalFlagFreeCheck  = 0x20
-	globalFlagValidate   = 0x80
-	globalFlagPageAllocs = 0x02000000
+	GlobalFlagTailCheck          = 0x10       // htc: a fill behind each block that must not change
+	GlobalFlagFreeCheck          = 0x20       // hfc: a fill in free blocks that must not change
+	GlobalFlagValidateParameters = 0x40       // hpc: both
+	GlobalFlagValidateAll        = 0x80       // hvc: both, and the whole heap is checked at every call
+	GlobalFlagPageAllocs         = 0x02000000 // hpa: each block against a page that is not there
 )
 
 // Sizes, in bytes unless said otherwise.

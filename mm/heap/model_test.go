@@ -249,13 +249,13 @@ func TestModel(t *testing.T) {
 		{name: "fixed", ptr: 8, maximum: 0x180000},
 		{name: "commit-limit", ptr: 8, limit: 0x60000},
 		{name: "no-serialize-x86", ptr: 4, flags: NoSerialize, maximum: 0x200000},
-		{name: "checking", ptr: 8, options: Options{GlobalFlags: globalFlagTailCheck | globalFlagFreeCheck}},
-		{name: "checking-x86", ptr: 4, options: Options{GlobalFlags: globalFlagTailCheck | globalFlagFreeCheck}},
-		{name: "pages", ptr: 8, options: Options{GlobalFlags: globalFlagPageAllocs}},
-		{name: "pages-x86", ptr: 4, options: Options{GlobalFlags: globalFlagPageAllocs}},
+		{name: "checking", ptr: 8, options: Options{GlobalFlags: GlobalFlagTailCheck | GlobalFlagFreeCheck}},
+		{name: "checking-x86", ptr: 4, options: Options{GlobalFlags: GlobalFlagTailCheck | GlobalFlagFreeCheck}},
+		{name: "pages", ptr: 8, options: Options{GlobalFlags: GlobalFlagPageAllocs}},
+		{name: "pages-x86", ptr: 4, options: Options{GlobalFlags: GlobalFlagPageAllocs}},
 		{name: "committed", ptr: 8, options: Options{Reserve: 0x2FF001, Commit: 0x2FF001}},
 		{name: "16k", ptr: 8, coarse: true},
-		{name: "16k-pages-x86", ptr: 4, coarse: true, options: Options{GlobalFlags: globalFlagPageAllocs}},
+		{name: "16k-pages-x86", ptr: 4, coarse: true, options: Options{GlobalFlags: GlobalFlagPageAllocs}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
@@ -272,7 +272,7 @@ func TestModel(t *testing.T) {
 				}
 				space.limit = c.limit
 				m := &model{t: t, space: space, thread: heaps.Thread(context.Background()), fixed: c.maximum != 0,
-					pages: options.GlobalFlags&globalFlagPageAllocs != 0, live: map[uint64][]byte{}}
+					pages: options.GlobalFlags&GlobalFlagPageAllocs != 0, live: map[uint64][]byte{}}
 				m.handle = m.thread.GetProcessHeap()
 				if c.maximum != 0 {
 					if m.handle, err = m.thread.HeapCreate(c.flags, 0, c.maximum); err != nil {
@@ -314,7 +314,7 @@ func (m *model) end(t *rapid.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	for _, global := range []uint32{0, globalFlagTailCheck, globalFlagPageAllocs} {
+	for _, global := range []uint32{0, GlobalFlagTailCheck, GlobalFlagPageAllocs} {
 		t.Run(fmt.Sprintf("gflags-%#x", global), func(t *testing.T) {
 			space, first := heapOf(t, 8, Options{GlobalFlags: global})
 			var wg sync.WaitGroup

@@ -3,6 +3,7 @@ package heap
 // Report is what a heap holds. Sizes are in bytes.
 type Report struct {
 	Handle   uint64
+	Number   int    // of those the process has made, from 1
 	Default  bool   // GetProcessHeap
 	Flags    uint32 // HEAP_ flags, those of debugging included
 	FrontEnd uint32 // HeapCompatibilityInformation: 0 standard, 2 low-fragmentation
@@ -50,7 +51,7 @@ func (t *Thread) Report(handle uint64) (r Report, err error) {
 }
 
 func (h *object) report() Report {
-	r := Report{Handle: h.base, Default: h == h.heaps.process, Flags: uint32(h.p.flags), FrontEnd: h.p.frontEnd,
+	r := Report{Handle: h.base, Number: h.number, Default: h == h.heaps.process, Flags: uint32(h.p.flags), FrontEnd: h.p.frontEnd,
 		Reserved: h.p.reserved}
 	buckets := make([]Bucket, lfhClasses)
 	backFree := uint64(0)

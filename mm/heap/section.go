@@ -5,17 +5,22 @@ import (
 	"sync"
 )
 
-// Thread is a caller of the heap functions: HeapLock belongs to one. A Thread is to be used by one goroutine at a time.
+// Thread is a caller of the heap functions: HeapLock belongs to one. Goroutines that use one at a time do not keep each
+// other waiting for a HeapLock, as a thread does not; otherwise that does no harm.
 type Thread struct {
 	heaps *Heaps
 	ctx   context.Context
+	self  *Thread // who it is: With makes others of the same thread
 }
+
+// With is the same thread, whose waits for a HeapLock end with ctx.
+func (t *Thread) With(ctx context.Context) *Thread { return &Thread{t.heaps, ctx, t.self} }
 
 // section is a critical section: a lock its owner may take again, and for which others wait until their context ends.
 type section struct {
 	mu sync.Mutex
 	// +checklocks:mu
-	owner *Thread
+	owner *Thread // the self of one
 	// +checklocks:mu
 	depth int
 	// freed is closed when the owner leaves, if somebody waits.
@@ -27,10 +32,10 @@ type section struct {
 func (s *section) tryEnter(t *Thread) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.owner != nil && s.owner != t {
+	if s.owner != nil && s.owner != t.self {
 		return false
 	}
-	s.owner = t
+	s.owner = t.self
 	s.depth++
 	return true
 }
@@ -69,7 +74,7 @@ func (s *section) wait(t *Thread) error {
 func (s *section) leave(t *Thread) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.owner != t {
+	if s.owner != t.self {
 		return false
 	}
 	if s.depth--; s.depth > 0 {

@@ -80,10 +80,10 @@ func (h *object) grow(units uint64) bool {
 	need := l.segSize + units*l.unit + l.ucrSize
 	size := max(h.p.next, alignUp(need, granularity))
 	commit := min(alignUp(need, max(l.page, commitStep)), size)
-	base, err := h.space.Reserve(size, h.protect())
+	base, err := h.reserve(size, " segment")
 	for err != nil && size/2 >= need {
 		size = alignUp(size/2, granularity)
-		base, err = h.space.Reserve(size, h.protect())
+		base, err = h.reserve(size, " segment")
 	}
 	if err != nil {
 		return false

@@ -35,6 +35,18 @@ type Space interface {
 	Write(addr uint64, b []byte) error
 }
 
+// Labeller is a Space that wants to know what its reservations are for, such as "Heap 1", "Heap 2 segment", "Heap 2 block"
+// or "Global handles". Heaps are numbered from 1, the default heap.
+type Labeller interface {
+	Label(base uint64, what string)
+}
+
+func (s *Heaps) label(base uint64, what string) {
+	if l, ok := s.space.(Labeller); ok {
+		l.Label(base, what)
+	}
+}
+
 // ErrAccess is what an access violation wraps.
 var ErrAccess = errors.New("access violation")
 

@@ -221,8 +221,8 @@ func isCorruption(err error) bool {
 	return errors.As(err, &e) && e.Status == StatusHeapCorruption
 }
 
-// HeapValidate reports whether the block whose data is at p, or the whole heap if p is 0, is as the heap left it. Of a
-// pointer that cannot be read the last error is ERROR_NOACCESS, otherwise it stays as it was.
+// HeapValidate reports whether the block whose data is at p, or the whole heap if p is 0, is as the heap left it. The
+// last error stays as it was.
 func (t *Thread) HeapValidate(handle uint64, flags uint32, p uint64) (bool, error) {
 	h := t.heaps.find(handle)
 	if h == nil {
@@ -240,9 +240,6 @@ func (t *Thread) HeapValidate(handle uint64, flags uint32, p uint64) (bool, erro
 	})
 	if !isCorruption(err) {
 		return err == nil, err
-	}
-	if p != 0 && errors.Is(err, ErrAccess) {
-		return false, win32(errorNoAccess)
 	}
 	return false, nil
 }

@@ -30,6 +30,7 @@ const (
 	AlreadyExists      Error = 183
 	BadExeFormat       Error = 193
 	NoMoreItems        Error = 259
+	NotOwner           Error = 288
 	PartialCopy        Error = 299
 	InvalidAddress     Error = 487
 	NoAccessError      Error = 998
@@ -53,7 +54,7 @@ var errorNames = map[Error]string{
 	InsufficientBuffer: "ERROR_INSUFFICIENT_BUFFER", Discarded: "ERROR_DISCARDED", NotLocked: "ERROR_NOT_LOCKED",
 	Busy: "ERROR_BUSY", AlreadyExists: "ERROR_ALREADY_EXISTS", BadExeFormat: "ERROR_BAD_EXE_FORMAT",
 	NoMoreItems: "ERROR_NO_MORE_ITEMS", PartialCopy: "ERROR_PARTIAL_COPY", InvalidAddress: "ERROR_INVALID_ADDRESS",
-	NoAccessError: "ERROR_NOACCESS", FileInvalid: "ERROR_FILE_INVALID", SwapError: "ERROR_SWAPERROR",
+	NoAccessError: "ERROR_NOACCESS", NotOwner: "ERROR_NOT_OWNER", FileInvalid: "ERROR_FILE_INVALID", SwapError: "ERROR_SWAPERROR",
 	MappedAlignment: "ERROR_MAPPED_ALIGNMENT", UserMappedFile: "ERROR_USER_MAPPED_FILE",
 	PrivilegeNotHeld: "ERROR_PRIVILEGE_NOT_HELD", NoSystemResources: "ERROR_NO_SYSTEM_RESOURCES",
 	WorkingSetQuota: "ERROR_WORKING_SET_QUOTA", CommitmentLimit: "ERROR_COMMITMENT_LIMIT",

@@ -81,37 +81,6 @@ func (p *Process) Owns(s *mm.Space) bool {
 // Pages calls f for every committed page, in order, until f returns false: for pagemap and smaps.
 func (p *Process) Pages(f func(mm.PageInfo) bool) { p.space.Each(0, everything, f) }
 
-// Heap is GetProcessHeap as far as memory goes: the base of a region of 1 MiB whose first page is committed, made at the
-// first call. CommitmentLimit if it cannot be had.
-func (p *Process) Heap() (uint64, error) {
-	p.mu.Lock()
-	base := p.heap
-	p.mu.Unlock()
-	if base != 0 {
-		return base, nil
-	}
-	base, err := p.Alloc(0, 1<<20, MemReserve, ReadWrite)
-	if err != nil {
-		return 0, err
-	}
-	if _, err := p.Alloc(base, PageSize, MemCommit, ReadWrite); err != nil {
-		return 0, p.undo(base, err)
-	}
-	p.mu.Lock()
-	other := p.heap
-	if other == 0 {
-		p.heap = base
-		if v := p.find(base >> pageShift); v != nil {
-			v.use = "heap"
-		}
-	}
-	p.mu.Unlock()
-	if other != 0 {
-		return other, p.Free(base, 0, MemRelease) // two came at once
-	}
-	return base, nil
-}
-
 // NotificationKind is what a memory resource notification is about.
 type NotificationKind uint32
 

@@ -58,6 +58,9 @@ func (p *Process) AllocatePhysical(n uint64) (frames []uint64, err error) {
 	defer p.mu.Unlock()
 	h := p.acquire(0, everything, true)
 	defer p.release(h)
+	if p.ended {
+		return nil, AccessDenied
+	}
 	if p.awe == nil {
 		p.awe = &physicalPages{
 			space: p.machine.sys.NewSpace(), pages: make(map[uint64]uint64), at: make(map[uint64]uint64), next: 1,

@@ -13,6 +13,7 @@
 package process
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 
@@ -30,6 +31,13 @@ type Image struct {
 	LockMemory        bool // holds SeLockMemoryPrivilege
 	DEPFixed          bool // its DEP state was set at creation and cannot change
 	Limits            Limits
+
+	// HeapReserve and HeapCommit are the default heap's, in bytes (SizeOfHeapReserve, SizeOfHeapCommit); 0 = 1 MiB, 4 KiB.
+	HeapReserve, HeapCommit uint64
+	// GlobalFlags are the checks of heaps that gflags sets; package heap has them.
+	GlobalFlags uint32
+	// TerminateOnCorruption is HeapEnableTerminationOnCorruption from the start.
+	TerminateOnCorruption bool
 }
 
 // Limits are a process's quotas in bytes; 0 is none.
@@ -63,7 +71,7 @@ type Process struct {
 	// +checklocks:mu
 	recorded int // bytes of records charged
 	// +checklocks:mu
-	bitmaps int // of which for write watches
+	bitmaps int // of which for write watches and heaps
 	// +checklocks:mu
 	ended bool
 	// +checklocks:mu
@@ -73,12 +81,14 @@ type Process struct {
 	// +checklocks:mu
 	threads []*Thread
 	// +checklocks:mu
-	heap uint64 // base of the process heap; 0 = not made yet
+	lastThread uint32 // how many threads there ever were
 	// +checklocks:mu
 	awe *physicalPages // AllocateUserPhysicalPages; nil = none
 
 	handles handleTable
+	heaps   processHeaps
 
+	exit       atomic.Uint32 // what Terminate said
 	lastError  atomic.Uint32
 	violations atomic.Uint64 // of DEP
 	guards     atomic.Uint64 // guard page exceptions
@@ -160,6 +170,7 @@ func (m *Machine) newProcess(id uint32, i Image) (*Process, error) {
 	}
 	p := &Process{machine: m, id: id, image: i, low: Granularity, high: highest(i)}
 	p.turn.L = &p.mu
+	p.heaps.ended, p.heaps.cancel = context.WithCancelCause(context.Background())
 	p.space = m.sys.NewSpace()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -194,6 +205,7 @@ func (p *Process) Highest() uint64 { return p.high }
 
 // end gives everything back. It waits for accesses and calls under way.
 func (p *Process) end() {
+	p.heaps.cancel(AccessDenied)
 	p.mu.Lock()
 	p.ended = true
 	h := p.acquire(0, everything, true)

@@ -35,7 +35,8 @@ func (p *Process) NewThread(size uint64) (Thread, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := &Thread{ID: p.id + 4*uint32(len(p.threads)+1), Bottom: bottom, Top: top}
+	p.lastThread++
+	t := &Thread{ID: p.id + 4*p.lastThread, Bottom: bottom, Top: top}
 	p.threads = append(p.threads, t)
 	if v := p.find(bottom >> pageShift); v != nil {
 		v.use = "stack"
@@ -59,6 +60,7 @@ func (p *Process) EndThread(id uint32) error {
 	bottom := p.threads[i].Bottom
 	p.threads = slices.Delete(p.threads, i, i+1)
 	p.mu.Unlock()
+	p.forgetThread(id)
 	return p.Free(bottom, 0, MemRelease)
 }
 

@@ -84,6 +84,7 @@ type Call struct {
 	Session *Session
 	Process *process.Process // the caller
 
+	thread uint32 // of the caller's; 0 is the main one
 	peer   *peer
 	row    *row
 	args   map[string]argument

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	maxRead  = 256 << 10 // bytes that one line reads at most
-	maxWatch = 1 << 16   // addresses that one line returns at most
+	maxRead     = 256 << 10 // bytes that one line reads at most
+	maxReadZero = 1 << 30   // bytes that one line looks at at most
+	maxWatch    = 1 << 16   // addresses that one line returns at most
 )
 
 func init() {
@@ -31,7 +32,7 @@ func init() {
 		Row{Name: "VirtualQuery", Params: "Address Length?", Do: virtualQuery(self), Help: "what the pages at an address are"},
 		Row{Name: "VirtualQueryEx", Params: "Process=process Address Length?", Do: virtualQuery(other),
 			Help: "VirtualQuery in another process"},
-		Row{Name: "QueryVirtualMemoryInformation", Params: "Address", Do: queryAllocation,
+		Row{Name: "QueryVirtualMemoryInformation", Params: "Address Class?", Do: queryAllocation,
 			Help: "the whole allocation at an address (MemoryRegionInfo)"},
 		Row{Name: "VirtualLock", Params: "Address Size", Help: "keep pages in the working set",
 			Do: func(c *Call) error { return c.done(c.Process.Lock(c.Number("Address"), c.Number("Size"))) }},
@@ -317,19 +318,22 @@ func read(c *Call) error {
 }
 
 func readZero(c *Call) error {
-	b, err := c.length()
-	if err != nil {
-		return err
+	addr, left := c.Number("Address"), c.Number("Length")
+	if left > maxReadZero {
+		return syntaxf("a line looks at most at %d bytes", maxReadZero)
 	}
-	addr := c.Number("Address")
-	if err := c.Process.Read(addr, b); err != nil {
-		return err
-	}
-	for i, x := range b {
-		if x != 0 {
-			c.SetHex("Address", addr+uint64(i))
-			return process.GenFailure
+	for b := make([]byte, min(left, 64<<10)); left > 0; {
+		b = b[:min(left, uint64(len(b)))]
+		if err := c.Process.Read(addr, b); err != nil {
+			return err
 		}
+		for i, x := range b {
+			if x != 0 {
+				c.SetHex("Address", addr+uint64(i))
+				return process.GenFailure
+			}
+		}
+		addr, left = addr+uint64(len(b)), left-uint64(len(b))
 	}
 	return nil
 }
@@ -618,12 +622,4 @@ func mapPhysical(c *Call) error {
 		frames = nil // NULL
 	}
 	return c.done(c.Process.MapPhysical(c.Number("Address"), c.Number("NumberOfPages"), frames))
-}
-
-func init() {
-	Register(Row{Name: "GetProcessHeap", Help: "base of the process heap", Do: func(c *Call) error {
-		base, err := c.Process.Heap()
-		c.Return(base)
-		return err
-	}})
 }

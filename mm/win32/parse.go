@@ -9,9 +9,10 @@ import (
 // maxLine is the longest line that is looked at, in bytes: a Write of 256 KiB in hexadecimal.
 const maxLine = 1 << 20
 
-// statement is a line taken apart: [P2:] [name =] call arguments.
+// statement is a line taken apart: [P2:] [~thread] [name =] call arguments.
 type statement struct {
 	process  string // name before a colon; empty is the session's own
+	thread   string // a number or $name after a tilde; empty is the main thread
 	variable string
 	call     string
 	args     []token
@@ -75,6 +76,10 @@ func parse(line string) (*statement, error) {
 	st := &statement{}
 	if w := words[0]; !w.quoted && strings.HasSuffix(w.text, ":") && isName(strings.TrimSuffix(w.text, ":")) {
 		st.process = strings.TrimSuffix(w.text, ":")
+		words = words[1:]
+	}
+	if len(words) > 0 && !words[0].quoted && len(words[0].text) > 1 && words[0].text[0] == '~' {
+		st.thread = words[0].text[1:]
 		words = words[1:]
 	}
 	if len(words) >= 2 && words[1] == (token{"=", false}) {

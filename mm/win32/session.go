@@ -152,6 +152,9 @@ func (s *Session) Execute(line string) (string, syscall.Errno) {
 		return refused(err)
 	}
 	c := &Call{Session: s, Process: p.process, peer: p, row: row}
+	if err := c.setThread(st.thread); err != nil {
+		return refused(err)
+	}
 	if err := c.bind(st.args); err != nil {
 		return refused(err)
 	}
@@ -178,7 +181,10 @@ func refused(err error) (string, syscall.Errno) {
 func (c *Call) reply(err error, before process.Error) (string, syscall.Errno) {
 	var exc *process.Exception
 	var e process.Error
+	var raised *heapError
 	switch {
+	case errors.As(err, &raised):
+		return "EXC " + raised.Error(), syscall.EFAULT
 	case errors.As(err, &exc):
 		return fmt.Sprintf("EXC 0x%08X %v 0x%x", exc.Code, exc.Kind, exc.Address), syscall.EFAULT
 	case errors.As(err, &e):
@@ -216,6 +222,8 @@ func errno(e process.Error) syscall.Errno {
 		return syscall.EBADF
 	case process.NotEnoughMemory, process.CommitmentLimit, process.NoSystemResources:
 		return syscall.ENOMEM
+	case process.NotLocked, process.NotOwner:
+		return syscall.EPERM
 	case process.WorkingSetQuota:
 		return syscall.EAGAIN
 	case process.NoAccessError, process.PartialCopy, process.GuardPageViolation, process.InvalidAddress:
