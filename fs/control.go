@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"math"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -172,6 +173,9 @@ func newControlTree(f *fileSystem) *controlTree {
 			Inodes:    f.inodeCounts,
 			FileOf:    fileOf,
 			Owners:    func() []ctl.Owner { return f.listOwners(processes) },
+
+			OpenPageFile: f.opts.OpenPageFile,
+			Inject:       f.opts.Inject,
 		},
 		env: ctl.Env{
 			Gate:  ctl.Gate(f.gate),
@@ -733,7 +737,9 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 	var failed syscall.Errno
 	switch h.node.kind {
 	case controlTop:
-		answer, failed = ctl.Execute(ctl.ManagerVerbs, c.mount, data, c.env)
+		env := c.env
+		env.Untrusted = in.Uid != 0 && in.Uid != uint32(os.Geteuid())
+		answer, failed = ctl.Execute(ctl.ManagerVerbs, c.mount, data, env)
 	case controlFileRow:
 		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Files: func(f func(ctl.File)) uint64 {
 			f(controlled{h.node.real.section, h.node.real})

@@ -96,6 +96,11 @@ type Options struct {
 	MaxRequest  int // bytes of the largest READ and WRITE; 0 = 1 MiB
 	MaxInflight int // bytes of request buffers in use at once; 0 = no limit
 
+	// OpenPageFile makes a page file for the command pagefile add; nil: there is no such command.
+	OpenPageFile func(spec string) (mm.PageFileConfig, error)
+	// Inject has page files fail, for the command inject; nil: it is refused.
+	Inject func(faults string) (before uint64, err error)
+
 	Version string               // of memfs, for .proc/version
 	Facts   func() [][2]string   // further lines of .proc/version: key, value
 	Fatal   func(any, []byte)    // a handler panicked: log value and stack, end the process. nil = panic on

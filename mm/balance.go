@@ -17,6 +17,7 @@ func (s *System) balanceLoop(t *thread) {
 			s.pfn.Tick()
 			s.pfn.Unlock()
 			s.pressure.average(time.Now())
+			s.giveBackSlots()
 		}
 		_ = s.settleCompression()
 		s.syncRecords()

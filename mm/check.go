@@ -23,8 +23,8 @@ func (s *System) Check() []error {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
 	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64)}
-	for _, f := range s.files {
-		c.owned = append(c.owned, make([]uint64, (f.max+63)/64))
+	for _, f := range s.files.all() {
+		c.owned[f.index] = make([]uint64, (f.max+63)/64)
 	}
 	s.checkLeaves(&c)
 	s.checkFrames(&c)
@@ -36,9 +36,9 @@ func (s *System) Check() []error {
 
 type checking struct {
 	errs      []error
-	owned     [][]uint64 // by page file: a bit for each slot that a page was found to own
-	found     uint64     // bits set in owned
-	inFlight  uint64     // pages under I/O or pinned in Transition: each may own a slot not found here
+	owned     [maxPageFiles + 1][]uint64 // by page file: a bit for each slot that a page was found to own
+	found     uint64                     // bits set in owned
+	inFlight  uint64                     // pages under I/O or pinned in Transition: each may own a slot not found here
 	committed uint64
 	hostPages uint64
 	mapped    uint64
@@ -130,12 +130,16 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 
 // checkSlot notes that a page owns a slot, which no other page may.
 func (s *System) checkSlot(c *checking, at location) {
+	if c.owned[at.file()] == nil || at.slot()/64 >= uint64(len(c.owned[at.file()])) {
+		c.bad("%v belongs to a page, but there is no such slot", at)
+		return
+	}
 	word, bit := &c.owned[at.file()][at.slot()/64], uint64(1)<<(at.slot()%64)
 	switch {
 	case *word&bit != 0:
 		c.bad("%v belongs to two pages", at)
 		return
-	case !s.files[at.file()].isUsed(at.slot()):
+	case !s.files.at(at.file()).isUsed(at.slot()):
 		c.bad("%v belongs to a page, but is free", at)
 	}
 	*word |= bit
@@ -185,7 +189,7 @@ func (s *System) checkQueue(c *checking) {
 // +checklocks:s.pfn.mu
 func (s *System) checkBooks(c *checking) {
 	var used uint64
-	for _, f := range s.files {
+	for _, f := range s.files.all() {
 		used += f.info().Used
 	}
 	// Slots handed out to I/O that has not ended belong to no page yet.

@@ -19,8 +19,8 @@ func TestCheckFinds(t *testing.T) {
 		want   string
 	}{
 		{"nothing", func(*System, *leaf) {}, ""},
-		{"a slot in use is freed", func(s *System, l *leaf) { s.files[0].free(s.rec.word(l, 1).location().slot()) }, "but is free"},
-		{"a slot is taken and lost", func(s *System, l *leaf) { s.files[0].alloc(1) }, "slots are used"},
+		{"a slot in use is freed", func(s *System, l *leaf) { s.files.at(0).free(s.rec.word(l, 1).location().slot()) }, "but is free"},
+		{"a slot is taken and lost", func(s *System, l *leaf) { s.files.at(0).alloc(1) }, "slots are used"},
 		{"two pages own a slot", func(s *System, l *leaf) { s.rec.set(l, 2, s.rec.word(l, 1)) }, "belongs to two pages"},
 		{"a page points at another's frame", func(s *System, l *leaf) { s.rec.set(l, 1, s.rec.word(l, 0)) }, "belongs to another page"},
 		{"a page forgets its frame", func(s *System, l *leaf) { s.rec.set(l, 0, committed) }, "does not point back"},

@@ -19,7 +19,7 @@ const growStep = 8192
 // first write or at fallocate, the manager's records by the page. A charge within what frames and the page files' present
 // sizes can hold never fails later.
 type commit struct {
-	files []*pageFile
+	files *pageFiles
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -94,7 +94,7 @@ func (c *commit) tryLocked(n uint64) error {
 // +checklocks:c.mu
 func (c *commit) limitLocked() uint64 {
 	var n uint64
-	for _, f := range c.files {
+	for _, f := range c.files.inUse() {
 		n += f.limit()
 	}
 	return n
@@ -126,12 +126,7 @@ func (c *commit) grow(n uint64) error {
 	if missing == 0 {
 		return nil
 	}
-	for _, f := range c.files {
-		if c.growFile(f, max(missing, growStep)) {
-			return nil
-		}
-	}
-	if c.missing(n) == 0 {
+	if c.growAny(missing) || c.missing(n) == 0 {
 		return nil
 	}
 	c.mu.Lock()
@@ -167,17 +162,99 @@ func (c *commit) growFile(f *pageFile, n uint64) bool {
 	return true
 }
 
-// extend gives the modified page writer, which has found no free slot, more of them; false if no page file can grow. It
-// does I/O: no lock may be held.
-func (c *commit) extend() bool {
-	c.growing <- struct{}{}
-	defer func() { <-c.growing }()
-	for _, f := range c.files {
-		if c.growFile(f, growStep) {
+// growAny extends the page files of the highest priority that can grow, all of them alike, by n slots in all; false if none
+// can. Preconditions: the caller is the one that is growing.
+func (c *commit) growAny(n uint64) bool {
+	for _, group := range c.files.order() {
+		if c.growGroup(group, max(n, growStep)) {
 			return true
 		}
 	}
 	return false
+}
+
+// growGroup extends page files by n slots in all, or more; false if none can grow.
+func (c *commit) growGroup(group []*pageFile, n uint64) (grown bool) {
+	each := max(n/uint64(len(group)), min(n, growStep))
+	for _, f := range group {
+		if c.growFile(f, each) {
+			grown = true
+		}
+	}
+	return grown
+}
+
+// extend gives a writer, which has found no free slot in page files of one priority, more of them; false if none can grow.
+// It does I/O: no lock may be held.
+func (c *commit) extend(group []*pageFile) bool {
+	if !slices.ContainsFunc(group, (*pageFile).canGrow) {
+		return false
+	}
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	return slices.ContainsFunc(group, (*pageFile).hasFree) || c.growGroup(group, growStep)
+}
+
+// shrink gives the disk what a page file does not need: neither for what it holds nor for what is promised. It does I/O:
+// no lock may be held.
+func (c *commit) shrink(f *pageFile) {
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	for _, r := range c.takeBack(f) {
+		_ = f.store.Discard(r.first, r.n) // if it fails the disk has its space back later
+	}
+}
+
+// takeBack takes slots that a page file does not need out of use.
+func (c *commit) takeBack(f *pageFile) []slotRun {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have := c.frames + c.grown
+	runs := f.sendAway(min(f.surplus(), have-min(have, c.charged)))
+	for _, r := range runs {
+		c.grown -= r.n
+	}
+	return runs
+}
+
+// addFile counts a page file in, whose slots can be promised from now on.
+func (c *commit) addFile(f *pageFile) {
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.files.setInUse(append(c.files.inUse(), f))
+	c.grown += f.info().Size
+}
+
+// dropFile counts a page file out, and lets frames be promised instead, if the others can hold what is promised; else
+// nothing has changed, and short says how many pages too many are promised. It does I/O: no lock may be held.
+func (c *commit) dropFile(f *pageFile, frames uint64) (short uint64) {
+	c.growing <- struct{}{}
+	defer func() { <-c.growing }()
+	was := c.files.inUse()
+	c.files.setInUse(slices.DeleteFunc(slices.Clone(was), func(o *pageFile) bool { return o == f }))
+	for {
+		missing := c.tryDrop(f, frames)
+		if missing == 0 {
+			return 0
+		}
+		if !c.growAny(missing) {
+			c.files.setInUse(was)
+			return missing
+		}
+	}
+}
+
+func (c *commit) tryDrop(f *pageFile, frames uint64) (missing uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := f.info().Size
+	if have := frames + c.grown - size; c.charged > have {
+		return c.charged - have
+	}
+	c.frames, c.grown = frames, c.grown-size
+	return 0
 }
 
 // charge is tryCharge that grows page files as needed. It may do I/O: no lock may be held.
@@ -203,7 +280,7 @@ func (c *commit) setFrames(n uint64) bool {
 		if missing == 0 {
 			return true
 		}
-		if !slices.ContainsFunc(c.files, func(f *pageFile) bool { return c.growFile(f, max(missing, growStep)) }) {
+		if !c.growAny(missing) {
 			return false
 		}
 	}

@@ -14,6 +14,7 @@ import (
 type CompressedStore interface {
 	Store
 	Usage() store.Usage
+	SetWipe() // what is discarded is overwritten
 }
 
 // CompressedConfig says how pages are kept compressed in memory. New takes the store over and closes it at Close.
@@ -179,7 +180,7 @@ const migratePages = 64
 // returns how many moved.
 func (s *System) migrate() uint64 {
 	z := s.compressed
-	if z == nil || len(s.disks) == 0 || z.store.Usage().Memory < z.limit-z.limit/16 {
+	if z == nil || len(s.files.order()) == 0 || z.store.Usage().Memory < z.limit-z.limit/16 {
 		return 0
 	}
 	var moving []migration
@@ -191,9 +192,6 @@ func (s *System) migrate() uint64 {
 	var moved uint64
 	for len(moving) > 0 {
 		at, got := s.allocSlots(uint64(len(moving)))
-		if got == 0 && s.commit.extend() {
-			continue
-		}
 		if got == 0 {
 			s.endMigration(moving, 0)
 			break
@@ -235,7 +233,7 @@ func (s *System) beginMigration(from location) (m migration, ok bool) {
 
 // migrateTo writes pages to the consecutive slots from at. It returns how many made it.
 func (s *System) migrateTo(at location, moving []migration) (moved uint64) {
-	disk := s.files[at.file()]
+	disk := s.files.at(at.file())
 	pages := make([][]byte, len(moving))
 	for i, m := range moving {
 		pages[i] = alignedPage()
@@ -249,9 +247,15 @@ func (s *System) migrateTo(at location, moving []migration) (moved uint64) {
 			break
 		}
 	}
+	return s.writeMigrated(at, moving, pages)
+}
+
+// writeMigrated writes pages to the consecutive slots from at. It returns how many made it; the others stay where they are.
+func (s *System) writeMigrated(at location, moving []migration, pages [][]byte) uint64 {
 	if len(moving) == 0 {
 		return 0
 	}
+	disk := s.files.at(at.file())
 	if err := disk.write(at.slot(), pages); err != nil {
 		s.n.writeErrors.Add(uint64(len(moving)))
 		for i := range moving {

@@ -55,7 +55,7 @@ func (s *System) Snapshot() Snapshot {
 	s.commit.mu.Unlock()
 	snap.Compressed = s.compressedInfo()
 	snap.Some, snap.Full = s.pressure.info()
-	for _, f := range s.disks {
+	for _, f := range s.files.disks() {
 		snap.PageFiles = append(snap.PageFiles, f.info())
 	}
 	s.segMu.Lock()

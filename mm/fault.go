@@ -370,7 +370,7 @@ func (r *reading) fetch(host bool) error {
 	s.pressure.stall()
 	for i := range r.runs {
 		n := &r.runs[i]
-		n.errs = s.files[n.at.file()].read(n.at.slot(), n.bufs)
+		n.errs = s.files.at(n.at.file()).read(n.at.slot(), n.bufs)
 	}
 	s.pressure.resume()
 	failed := false

@@ -45,10 +45,14 @@ const (
 
 // slotBytes is what a slot costs under a configuration.
 func (c Config) slotBytes() float64 {
+	bytes := SlotBytes
 	if c.Encrypt {
-		return SealedSlotBytes
+		bytes = SealedSlotBytes
 	}
-	return SlotBytes
+	if c.Wipe {
+		bytes += 1.0 / 8 // that it waits to be overwritten
+	}
+	return bytes
 }
 
 func newGuard(index int, slots uint64, encrypt bool) (guard, error) {

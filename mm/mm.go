@@ -73,13 +73,16 @@ type Config struct {
 	Size         uint64           // bytes that files may hold; 0 = as much as the commit limit allows
 	HostShare    float64          // share of Memory for the host kernel's cached copies; 0 = a third
 	Inodes       uint64           // most inodes; 0 = one for each page of Memory
-	PageFiles    []PageFileConfig // in order of preference; none = nothing is paged out
+	PageFiles    []PageFileConfig // none = nothing is paged out
 	Listener     Listener
 	Patience     time.Duration // how long a shrinking memory waits for the next frame; 0 = 20 s
 	DirtyBounded bool          // the host bounds what programs have written and it has not sent us
 	// Compressed keeps pages in memory compressed before they go to a page file; nil = not.
 	Compressed *CompressedConfig
 	Encrypt    bool // page files hold nothing that can be read without a key that dies with the System
+	// Guarantee is bytes of frames that are had from the host from the start, and kept: New fails if they cannot be.
+	Guarantee uint64
+	Wipe      bool // what frames and slots held is overwritten when they are freed
 }
 
 // PageFileConfig is one page file. New takes the store over and closes it at Close.
@@ -87,6 +90,9 @@ type PageFileConfig struct {
 	Name  string
 	Store Store
 	Max   uint64 // slots
+	Min   uint64 // slots that it has from the start and never gives back to the disk
+	// Priority says which page files are written first: those of the highest, in turns if there are several.
+	Priority int
 }
 
 // Listener is told of events worth a log line. Each func may be nil; none is called with a lock held.
@@ -133,8 +139,7 @@ type System struct {
 	pfn      *pfn.Database
 	rec      *records
 	book     recordBook
-	files    []*pageFile // the compressed store's last
-	disks    []*pageFile // the others
+	files    pageFiles
 	commit   commit
 	cache    systemCache
 	resident residency
@@ -160,6 +165,7 @@ type System struct {
 	trimmer  *thread
 	zeroer   *thread
 	balancer *thread
+	wiper    *thread
 	refused  refusals
 	stopping atomic.Bool
 }
@@ -184,33 +190,41 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, f := range c.PageFiles {
-		p, err := newPageFile(i, f, c.Encrypt, &s.listener)
-		if err != nil {
-			return nil, err
-		}
-		s.files = append(s.files, p)
+	if err := s.guarantee(); err != nil {
+		return nil, err
 	}
-	s.disks = s.files
-	if c.Compressed != nil {
-		if s.compressed, err = newCompression(len(s.files), c.Compressed, &s.listener); err != nil {
+	if c.Wipe {
+		s.pfn.SetWipe()
+		if c.Compressed != nil {
+			c.Compressed.Store.SetWipe()
+		}
+	}
+	for i, f := range c.PageFiles {
+		if _, err := s.openPageFile(i, f); err != nil {
 			return nil, err
 		}
-		s.files = append(s.disks[:len(s.disks):len(s.disks)], s.compressed.file)
+	}
+	s.files.setInUse(s.files.disks())
+	if c.Compressed != nil {
+		if s.compressed, err = newCompression(compressedNumber, c.Compressed, &s.listener); err != nil {
+			return nil, err
+		}
+		s.files.byNumber[compressedNumber].Store(s.compressed.file)
 	}
 	s.commit = commit{
-		files: s.disks, frames: b.CommitLimit - b.PageFile, size: pagesOf(b.Size), growing: make(chan struct{}, 1),
+		files: &s.files, grown: s.slotsOnDisk(), frames: b.CommitLimit - b.PageFile, size: pagesOf(b.Size), growing: make(chan struct{}, 1),
 	}
 	s.cache.limit = b.hostPages()
 	s.resizing = make(chan struct{}, 1)
 	s.resident.setLimit(residentLimit(b.Frames))
 	s.cache.turn = make(chan struct{}, 1)
 	s.cache.laundry = make(chan struct{}, 1)
-	s.zeroPage = make([]byte, PageSize)
+	s.zeroPage = alignedPage()
 	s.writer = newThread(s.writeLoop)
 	s.trimmer = newThread(s.trimLoop)
 	s.zeroer = newThread(s.zeroLoop)
 	s.balancer = newThread(s.balanceLoop)
+	s.wiper = newThread(s.wipeLoop)
 	return s, nil
 }
 
@@ -241,7 +255,9 @@ func (s *System) Start() {
 	}
 }
 
-func (s *System) threads() []*thread { return []*thread{s.balancer, s.trimmer, s.writer, s.zeroer} }
+func (s *System) threads() []*thread {
+	return []*thread{s.balancer, s.trimmer, s.writer, s.zeroer, s.wiper}
+}
 
 // Close stops the daemons and gives everything back to the host. Every segment must have been deleted; the error names
 // what was leaked otherwise.
@@ -253,7 +269,9 @@ func (s *System) Close() error {
 	_ = s.settleCompression()
 	s.syncRecords()
 	err := s.leaks()
-	for _, f := range s.disks {
+	for s.wipeStep() > 0 {
+	}
+	for _, f := range s.files.disks() {
 		err = errors.Join(err, f.close())
 	}
 	if s.compressed != nil {
@@ -300,21 +318,4 @@ func (s *System) moved(o uint64, to pfn.Frame) {
 	} else {
 		s.rec.set(l, i, transitionPTE(to))
 	}
-}
-
-// freeLocation gives a slot back; 0 is no slot.
-func (s *System) freeLocation(l location) {
-	if l != 0 {
-		s.files[l.file()].free(l.slot())
-	}
-}
-
-// allocSlots takes up to n consecutive slots of the first page file that has any.
-func (s *System) allocSlots(n uint64) (loc location, got uint64) {
-	for _, f := range s.disks {
-		if slot, got := f.alloc(n); got > 0 {
-			return makeLocation(f.index, slot), got
-		}
-	}
-	return 0, 0
 }

@@ -15,7 +15,7 @@ import (
 func newTestPageFile(t testing.TB, max uint64, encrypt bool) (*pageFile, *store.Mem) {
 	t.Helper()
 	m := store.NewMem()
-	p, err := newPageFile(3, PageFileConfig{Name: "test", Store: m, Max: max}, encrypt, &Listener{})
+	p, err := newPageFile(3, PageFileConfig{Name: "test", Store: m, Max: max}, encrypt, false, &Listener{})
 	if err != nil {
 		t.Fatal(err)
 	}

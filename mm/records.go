@@ -4,7 +4,6 @@ import (
 	"errors"
 	"sync"
 
-	"memfs/mm/offheap"
 	"memfs/mm/pfn"
 )
 
@@ -72,11 +71,11 @@ func (s *System) recordBytes() uint64 {
 // slotRecordBytes is what the page files' books take at their present size.
 func (s *System) slotRecordBytes() uint64 {
 	var n float64
-	for _, f := range s.disks {
-		n += float64(f.info().Size) * s.slotCost
+	for _, f := range s.files.disks() {
+		n += float64(f.laidOut()) * s.slotCost
 	}
 	if s.compressed != nil {
-		n += float64(s.compressed.file.info().Size) * compressedSlotBytes
+		n += float64(s.compressed.file.laidOut()) * compressedSlotBytes
 	}
 	return uint64(n)
 }
@@ -98,21 +97,22 @@ func (s *System) syncRecords() {
 // syncRecord takes or gives one record frame; false if nothing is to be done, or no frame is to be had.
 // +checklocks:s.book.syncing
 func (s *System) syncRecord(want uint64) bool {
-	var taken pfn.Frame
+	var taken, given pfn.Frame
 	s.pfn.Lock()
 	have := s.pfn.Records()
 	switch {
 	case have < want:
 		taken = s.pfn.TakeRecord()
 	case have > want:
-		s.pfn.GiveRecord()
+		given = s.pfn.GiveRecord()
 	}
 	s.pfn.Unlock()
 	switch {
 	case have > want:
+		s.takeBack(given)
 		return true
 	case taken != 0:
-		_ = offheap.Drop(s.pfn.Bytes(taken))
+		s.lend(taken)
 		return true
 	case have < want:
 		s.writer.kick()

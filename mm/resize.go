@@ -74,6 +74,9 @@ func (s *System) SetMemory(bytes uint64) (Resized, error) {
 	c := s.config
 	c.Memory, c.Size = bytes, now.Size
 	b, err := s.plan(c)
+	if err == nil {
+		err = s.checkGuarantee(b)
+	}
 	if err != nil {
 		return Resized{Budget: now}, err
 	}
@@ -300,7 +303,7 @@ func (s *System) shrinkStep(walk *pfn.Shrinking, reserve uint64) (x shrinkResult
 	x.top, x.frames = s.pfn.Top(), s.pfn.Frames()
 	s.pfn.Unlock()
 	for _, f := range walk.Moved {
-		_ = offheap.Drop(s.pfn.Bytes(f))
+		s.lend(f)
 	}
 	if got > 0 {
 		s.pfn.Drop(first, got)

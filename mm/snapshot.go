@@ -41,11 +41,16 @@ type Snapshot struct {
 
 // PageFileInfo describes one page file. Sizes in pages.
 type PageFileInfo struct {
-	Name string // path it was made at (it is unlinked at once)
-	Size uint64 // grown so far
-	Max  uint64
-	Used uint64
-	Peak uint64
+	Number   int
+	Name     string // path it was made at (it is unlinked at once)
+	Priority int    // those of the highest are written first
+	Size     uint64 // what the disk has promised or holds
+	Max      uint64
+	Min      uint64
+	Used     uint64
+	Peak     uint64
+	Wiping   uint64 // freed, and still to be overwritten
+	Removing bool   // its pages are on their way to other places
 }
 
 // CompressedInfo describes the pages that are compressed in memory; zero if that is not done.

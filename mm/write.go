@@ -406,7 +406,7 @@ func (w *writing) writeDirect() error {
 		for i := range bufs {
 			bufs[i] = w.pages[todo[i]].whole
 		}
-		f := s.files[at.file()]
+		f := s.files.at(at.file())
 		if err := f.write(at.slot(), bufs); err != nil {
 			for i := range got {
 				f.free(at.slot() + i)

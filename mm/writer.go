@@ -72,8 +72,8 @@ func (s *System) writeDue() (age uint32, due bool) {
 
 // slotsFree says whether any page file has a free slot, or can grow to have one.
 func (s *System) slotsFree() bool {
-	for _, f := range s.files {
-		if f.info().Used < f.limit() {
+	for _, f := range s.files.all() {
+		if f.hasFree() || f.canGrow() {
 			return true
 		}
 	}
@@ -116,9 +116,6 @@ func (s *System) writeOut(batch []outgoing) (written uint64, err error) {
 	for len(batch) > 0 {
 		at, got := s.allocSlots(uint64(len(batch)))
 		if got == 0 {
-			if s.commit.extend() {
-				continue
-			}
 			s.endWrite(batch, 0)
 			return written, err
 		}
@@ -126,11 +123,11 @@ func (s *System) writeOut(batch []outgoing) (written uint64, err error) {
 		for i := range bufs {
 			bufs[i] = s.pfn.Bytes(batch[i].frame)
 		}
-		e := s.files[at.file()].write(at.slot(), bufs)
+		e := s.files.at(at.file()).write(at.slot(), bufs)
 		if e != nil {
 			err = e
 			for i := range got {
-				s.files[at.file()].free(at.slot() + i)
+				s.files.at(at.file()).free(at.slot() + i)
 			}
 			s.endWrite(batch[:got], 0)
 			s.n.writeErrors.Add(got)
@@ -162,7 +159,7 @@ func (s *System) endWrite(batch []outgoing, at location) {
 
 // FlushModified writes every page that is Modified now. It returns how many it wrote.
 func (s *System) FlushModified() (written uint64, err error) {
-	if len(s.files) == 0 {
+	if !s.slotsFree() {
 		return 0, nil
 	}
 	s.pfn.Lock()
@@ -181,7 +178,7 @@ func (s *System) FlushModified() (written uint64, err error) {
 // Flush writes the segment's Modified pages. It returns how many it wrote.
 func (g *Segment) Flush() (written uint64, err error) {
 	s := g.sys
-	if len(s.files) == 0 {
+	if !s.slotsFree() {
 		return 0, nil
 	}
 	for key := uint64(0); ; {

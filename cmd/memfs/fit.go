@@ -19,12 +19,17 @@ func (o *mountOptions) config(memory size, slots uint64) mm.Config {
 		Inodes:    o.inodes.limit(memory),
 		Size:      uint64(o.size),
 		Encrypt:   o.encrypt,
+		Wipe:      o.wipe,
+		Guarantee: uint64(o.reserve),
 	}
 	if o.compress > 0 {
 		c.Compressed = &mm.CompressedConfig{Limit: uint64(float64(memory)*float64(o.compress)) / mm.PageSize * mm.PageSize}
 	}
 	if slots > 0 {
 		c.PageFiles = []mm.PageFileConfig{{Max: slots}}
+	}
+	for _, f := range o.morePages {
+		c.PageFiles = append(c.PageFiles, mm.PageFileConfig{Max: f.max / mm.PageSize})
 	}
 	return c
 }
@@ -101,6 +106,9 @@ func (o *mountOptions) checkFit(slots uint64) error {
 		return nil
 	}
 	with := "no page file"
+	for _, f := range o.morePages {
+		slots += f.max / mm.PageSize
+	}
 	if slots > 0 {
 		with = "a page file of " + roundSize(slots*mm.PageSize)
 	}

@@ -24,7 +24,10 @@ type mountOptions struct {
 	size         capacity
 	pageFiles    []string // --pagefile, as given
 	pageFileSize string
-	pageFile     pageFileSpec // what the two come to
+	pageFile     pageFileSpec   // what the two come to
+	morePages    []pageFileSpec // the page files besides the first
+	wipe         bool
+	reserve      size // --min
 	hostShare    share
 	encrypt      bool
 	compress     share
@@ -95,10 +98,13 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 	f.Var(&o.memory, "memory", "all that the mount may cost the host (default 25% of RAM,\nor less if --size needs less)")
 	f.Var(&o.size, "size", "most that files may hold, as on tmpfs; 0 for what memory and\npage file can hold (default 0)")
 	f.StringArrayVar(&o.pageFiles, "pagefile", nil, "page file: `SPEC` is a new file or a directory to make it in,\n"+
-		"size=MAX or size=MIN-MAX, both with a comma between them, or none\n"+
-		"(default a file in ~/.cache or, as root, in /var/tmp, of at most 32\n"+
+		"size=MAX or size=MIN-MAX, and prio=N, with commas between them, or\n"+
+		"none. It may be given several times: the highest priority is filled\n"+
+		"first, equal ones in turns (default a file in ~/.cache or, as root, in /var/tmp, of at most 32\n"+
 		"times the memory and half of the free space there)")
 	f.StringVar(&o.pageFileSize, "pagefile-size", "", "`MAX` or MIN-MAX of the page file")
+	f.BoolVar(&o.wipe, "wipe", false, "overwrite what frames, slots and compressed memory held as soon as they\nare freed")
+	f.Var(&o.reserve, "min", "frames that are had from the start and locked: a mount that cannot\nhave them is refused (default none)")
 	f.BoolVar(&o.encrypt, "encrypt", true, "encrypt what goes to the page file, under a key that dies with the mount")
 	f.Var(&o.compress, "compress", "share of the memory for pages kept compressed before they go to the\npage file (default none)")
 	f.StringVar(&o.codec, "codec", store.Codecs[0], "how they are compressed: "+strings.Join(store.Codecs, " or "))
@@ -117,12 +123,12 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 		"warnings to syslog in the background)")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warn, info or debug")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
-	f.StringVar(&o.inject, "inject", "", "make the page file fail, for drills:\n"+
-		"`FAULTS` as in write=EIO,after=10;flip,rate=0.001")
+	f.StringVar(&o.inject, "inject", "", "make page files fail, for drills: `FAULTS` as in write=EIO,after=10\n"+
+		"or flip,rate=0.001, with a semicolon between several, or none to begin\n"+
+		"with; the command inject changes it while mounted")
 	f.StringArrayVarP(&o.extra, "options", "o", nil, "the flags above and those of mount(8), as in fstab: `KEY=VALUE,…`")
 	f.StringVar(&o.source, "source", o.source, "what the mount table calls the mounted thing")
 	f.BoolVar(&o.sloppy, "sloppy", false, "ignore what is unknown in -o, as `mount -s`")
-	f.MarkHidden("inject")
 	f.MarkHidden("sloppy")
 }
 
@@ -138,7 +144,7 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 		return nil // nothing else of it is looked at
 	}
 	var err error
-	if o.pageFile, err = combinePageFile(o.pageFiles, o.pageFileSize, ramBytes()); err != nil {
+	if o.pageFile, o.morePages, err = combinePageFiles(o.pageFiles, o.pageFileSize, ramBytes()); err != nil {
 		return err
 	}
 	if o.memory == 0 {
@@ -160,7 +166,7 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 		return usageError("--log-format %q: there are text and json", o.logFormat)
 	}
 	if o.inject != "" {
-		if _, _, err := store.ParseFaults(o.inject); err != nil {
+		if _, _, err := parseFaults(o.inject); err != nil {
 			return usageError("--inject: %v", err)
 		}
 		if o.pageFile.none {

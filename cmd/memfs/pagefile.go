@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,9 +19,13 @@ type pageFileSpec struct {
 	none     bool
 	path     string // "": the default place
 	min, max uint64 // bytes; 0: as usual
+	priority int    // those of the highest are filled first
 }
 
-// parsePageFile takes PATH, PATH,size=SIZES, size=SIZES or none.
+// mostPriority is the highest priority of a page file, as of swapon(8).
+const mostPriority = 32767
+
+// parsePageFile takes none, or PATH, size=SIZES and prio=N with commas between them, each of which may be left out.
 func parsePageFile(text string, ram uint64) (spec pageFileSpec, err error) {
 	if text == "none" {
 		return pageFileSpec{none: true}, nil
@@ -32,10 +37,14 @@ func parsePageFile(text string, ram uint64) (spec pageFileSpec, err error) {
 			if spec.min, spec.max, err = parseRange(value, ram); err != nil {
 				return spec, err
 			}
-		case i == 0 && part != "":
+		case isOption && key == "prio":
+			if spec.priority, err = strconv.Atoi(value); err != nil || spec.priority < 0 || spec.priority > mostPriority {
+				return spec, fmt.Errorf("prio=%s is no priority: write a number from 0 to %d; the highest is filled first", value, mostPriority)
+			}
+		case i == 0 && part != "" && part != "none":
 			spec.path = part
 		default:
-			return spec, fmt.Errorf("%q is unknown: write PATH, PATH,size=MAX, size=MIN-MAX or none", part)
+			return spec, fmt.Errorf("%q is unknown: write PATH, PATH,size=MAX, size=MIN-MAX, with prio=N if you like, or none", part)
 		}
 	}
 	return spec, nil
@@ -63,11 +72,39 @@ func parseRange(text string, ram uint64) (low, high uint64, err error) {
 	return low, high, nil
 }
 
-// combinePageFile is what --pagefile and --pagefile-size come to.
-func combinePageFile(specs []string, sizes string, ram uint64) (spec pageFileSpec, err error) {
-	if len(specs) > 1 {
-		return spec, usageError("--pagefile is given %d times; there is one page file", len(specs))
+// mostPageFiles is how many there may be from the start.
+const mostPageFiles = 32
+
+// combinePageFiles is what --pagefile, which may be given several times, and --pagefile-size come to: the first page file,
+// and the others.
+func combinePageFiles(texts []string, sizes string, ram uint64) (first pageFileSpec, more []pageFileSpec, err error) {
+	if len(texts) > mostPageFiles {
+		return first, nil, usageError("--pagefile is given %d times: at most %d", len(texts), mostPageFiles)
 	}
+	if len(texts) > 1 {
+		for _, text := range texts {
+			spec, err := parsePageFile(text, ram)
+			if err != nil {
+				return first, nil, usageError("--pagefile %q: %v", text, err)
+			}
+			if spec.none {
+				return first, nil, usageError("--pagefile none contradicts the other --pagefile")
+			}
+			if sizes != "" && spec.max == 0 {
+				if spec.min, spec.max, err = parseRange(sizes, ram); err != nil {
+					return first, nil, usageError("--pagefile-size %q: %v", sizes, err)
+				}
+			}
+			more = append(more, spec)
+		}
+		return more[0], more[1:], nil
+	}
+	first, err = combinePageFile(texts, sizes, ram)
+	return first, nil, err
+}
+
+// combinePageFile is combinePageFiles for one.
+func combinePageFile(specs []string, sizes string, ram uint64) (spec pageFileSpec, err error) {
 	for _, text := range specs {
 		if spec, err = parsePageFile(text, ram); err != nil {
 			return spec, usageError("--pagefile %q: %v", text, err)
@@ -91,7 +128,8 @@ const pageFileFactor = 32
 // openedPageFile is a page file and what there is to say about it.
 type openedPageFile struct {
 	*store.File
-	max      uint64 // slots
+	min, max uint64 // slots
+	priority int
 	warnings []string
 }
 
@@ -112,7 +150,7 @@ func openPageFile(spec pageFileSpec, memory, least uint64) (*openedPageFile, err
 		return nil, fmt.Errorf("page file %s: %s; name a place that can be written with --pagefile PATH, or use --pagefile none",
 			place, reason(err))
 	}
-	p := &openedPageFile{File: file}
+	p := &openedPageFile{File: file, min: spec.min / mm.PageSize, priority: spec.priority}
 	if err := p.limit(spec, memory, least); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}

@@ -31,7 +31,7 @@ type session struct {
 
 	sys      *mm.System
 	server   *fs.Server
-	pageFile *openedPageFile // nil: none
+	pages    pageFileSet
 	launders bool
 	started  time.Time
 	fatal    sync.Once
@@ -110,11 +110,7 @@ func (s *session) mount() error {
 	if err != nil {
 		return err
 	}
-	closeStore := func() {
-		if s.pageFile != nil {
-			s.pageFile.Close()
-		}
-	}
+	closeStore := s.pages.close
 	budget, err := mm.Plan(config)
 	if err != nil {
 		closeStore()
@@ -181,6 +177,9 @@ func (s *session) config() (mm.Config, error) {
 	c := s.o.config(s.o.memory, 0)
 	c.Listener = s.listener()
 	c.DirtyBounded = s.direct && canBoundDirty()
+	if free, ok := memAvailable(); ok && c.Guarantee > free {
+		return c, fmt.Errorf("--min %s cannot be had: %s are available on this machine; give less", &s.o.reserve, roundSize(free))
+	}
 	// What is wrong with the memory alone is said before any file is made.
 	if _, err := mm.Plan(c); err != nil {
 		return c, err
@@ -197,24 +196,21 @@ func (s *session) config() (mm.Config, error) {
 	if err != nil || s.o.pageFile.none {
 		return c, err
 	}
-	file, err := openPageFile(s.o.pageFile, uint64(s.o.memory), slots*mm.PageSize)
-	if err != nil {
-		return c, err
-	}
-	for _, w := range file.warnings {
-		s.warn("%s", w)
-	}
-	s.pageFile = file
-	var pages mm.Store = file.File
-	if s.o.inject != "" {
-		seed, faults, err := store.ParseFaults(s.o.inject)
-		if err != nil {
-			return c, errors.Join(err, file.Close())
+	for i, spec := range append([]pageFileSpec{s.o.pageFile}, s.o.morePages...) {
+		least := slots * mm.PageSize
+		if i > 0 {
+			least = 0
 		}
-		s.warn("the page file is made to fail: %s", s.o.inject)
-		pages = store.NewFlaky(file, seed, faults...)
+		f, err := s.openPageFile(spec, uint64(s.o.memory), least)
+		if err != nil {
+			s.pages.close()
+			return c, err
+		}
+		c.PageFiles = append(c.PageFiles[:min(i, len(c.PageFiles))], f)
 	}
-	c.PageFiles = []mm.PageFileConfig{{Name: file.Name(), Store: pages, Max: file.max}}
+	if s.o.inject != "" {
+		s.warn("page files are made to fail: %s", s.o.inject)
+	}
 	return c, nil
 }
 
@@ -291,9 +287,13 @@ func (s *session) fsOptions(b mm.Budget) fs.Options {
 		MaxRequest:  s.maxRequest(),
 		MaxInflight: s.maxInflight(),
 		Version:     version(),
-		Facts:       s.facts,
-		Fatal:       s.crash,
-		Log:         s.log.Warnf,
+
+		OpenPageFile: s.addPageFile,
+		Inject:       s.pages.injector(s.o.inject != ""),
+
+		Facts: s.facts,
+		Fatal: s.crash,
+		Log:   s.log.Warnf,
 	}
 }
 
@@ -306,9 +306,14 @@ func (s *session) facts() [][2]string {
 	if s.server != nil && s.server.DirtyLimit() > 0 {
 		dirty = roundSize(s.server.DirtyLimit())
 	}
+	files := s.pages.in(s.sys.Snapshot().PageFiles)
 	file := "none"
-	if s.pageFile != nil {
-		file = fmt.Sprintf("%s, at most %s", s.pageFile.Name(), roundSize(s.pageFile.max*mm.PageSize))
+	if len(files) > 0 {
+		var names []string
+		for _, f := range files {
+			names = append(names, fmt.Sprintf("%s, at most %s", f.Name(), roundSize(f.max*mm.PageSize)))
+		}
+		file = strings.Join(names, "; ")
 	}
 	facts := [][2]string{
 		{"Kernel", unix.ByteSliceToString(uts.Release[:])},
@@ -318,15 +323,23 @@ func (s *session) facts() [][2]string {
 		{"Memory", formatSize(s.sys.Budget().Memory)},
 		{"Page file", file},
 	}
-	if s.pageFile != nil {
+	if len(files) > 0 {
 		encryption := "none"
 		if s.o.encrypt {
 			encryption = "AES-256-GCM"
 		}
+		direct, reserved := true, true
+		for _, f := range files {
+			direct, reserved = direct && f.Direct(), reserved && f.Reserves()
+		}
 		facts = append(facts,
 			[2]string{"Encryption", encryption},
-			[2]string{"Direct I/O", yes[s.pageFile.Direct()]},
-			[2]string{"Reserved space", yes[s.pageFile.Reserves()]})
+			[2]string{"Direct I/O", yes[direct]},
+			[2]string{"Reserved space", yes[reserved]})
+	}
+	facts = append(facts, [2]string{"Wiped when freed", yes[s.o.wipe]})
+	if s.o.reserve > 0 {
+		facts = append(facts, [2]string{"Guaranteed", formatSize(uint64(s.o.reserve))})
 	}
 	if z := s.sys.Budget().Compressed; z > 0 {
 		facts = append(facts, [2]string{"Compressed memory", s.o.codec + ", at most " + roundSize(z)})

@@ -145,3 +145,18 @@ func cgroupLimit(self, root string) uint64 {
 	}
 	return limit
 }
+
+// memAvailable is what /proc/meminfo says can be had without swapping.
+func memAvailable() (bytes uint64, ok bool) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" {
+			kB, err := strconv.ParseUint(f[1], 10, 54)
+			return kB << 10, err == nil
+		}
+	}
+	return 0, false
+}

@@ -34,6 +34,7 @@ type Args struct {
 	Off, Len int64 // byte range; Len −1, when none was given, is to the end of the file
 	Size     Size
 	Number   int
+	Text     string
 }
 
 // Size is a number of bytes, or if Percent is not zero, that much of all RAM.
@@ -56,6 +57,8 @@ type Verb[T any] struct {
 	Range    bool   // takes [OFF [LEN]]
 	Size     bool   // takes SIZE
 	Digit    int    // takes a number from 0 on, below this; 0 is none
+	Text     string // takes the rest of the line; what help calls it
+	Trusted  bool   // for those alone in whose name the daemon runs
 	Help     string // one line
 	Launders bool   // has the host kernel write back or unmap: passes the gate
 	// Run does it and says how many pages it moved, also when it fails half way.
@@ -63,7 +66,7 @@ type Verb[T any] struct {
 }
 
 // ManagerVerbs are the commands of .proc/ctl. The empty … ones are RAMMap's.
-var ManagerVerbs = []Verb[*Mount]{
+var ManagerVerbs = append([]Verb[*Mount]{
 	{Words: "trim", Launders: true, Run: trimMount,
 		Help: "unmap every view in the host, then write the modified pages: memory holds clean copies only"},
 	{Words: "flush", Run: flushMount, Help: "write the modified pages to their page files"},
@@ -81,7 +84,7 @@ var ManagerVerbs = []Verb[*Mount]{
 	{Words: "size", Size: true, Run: setSize,
 		Help: "change the most that files may hold, as tmpfs's size=; 0 or default is what the commit limit allows"},
 	{Words: "check", Run: checkMount, Help: "prove the manager's invariants; .proc/check has the findings"},
-}
+}, pageFileVerbs()...)
 
 // FileVerbs are the commands of a file's or directory's ctl.
 var FileVerbs = append([]Verb[*Target]{
@@ -258,6 +261,12 @@ func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Args, error) {
 			size, err := parseSizeArg(v.Words, args)
 			return v, Args{Len: -1, Size: size}, err
 		}
+		if v.Text != "" {
+			if len(args) == 0 {
+				return v, whole, invalid("%s wants %s", v.Words, v.Text)
+			}
+			return v, Args{Len: -1, Text: strings.Join(args, " ")}, nil
+		}
 		if v.Digit > 0 {
 			n, err := parseDigit(v.Words, args, v.Digit)
 			return v, Args{Len: -1, Number: n}, err
@@ -374,6 +383,8 @@ func quote(word string) string {
 type Env struct {
 	Gate  Gate                      // for commands that launder
 	Errno func(error) syscall.Errno // of the errors of mm and mapping
+	// Untrusted says that the commands are not of root or the user that the daemon runs as.
+	Untrusted bool
 }
 
 // Execute runs the commands of one write, in order, and returns their answers, a line each. When the last one is an
@@ -402,6 +413,10 @@ func command[T any](verbs []Verb[T], t T, words []string, reply []byte, env Env)
 	v, r, err := parse(verbs, words)
 	if err != nil {
 		return answerError(reply, err, nil, env)
+	}
+	if v.Trusted && env.Untrusted {
+		return answerError(reply, &refusal{syscall.EPERM,
+			v.Words + ": for root and the user that memfs runs as alone, since it does this in their name"}, nil, env)
 	}
 	if v.Launders {
 		if !env.Gate.TryEnter() {
@@ -504,6 +519,9 @@ func Help[T any](verbs []Verb[T]) string {
 		}
 		if v.Digit > 0 {
 			usage += " N"
+		}
+		if v.Text != "" {
+			usage += " " + v.Text
 		}
 		fmt.Fprintf(&b, "%-20s  %s\n", usage, v.Help)
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"memfs/mm"
+	"memfs/mm/store"
 )
 
 func testErrno(err error) syscall.Errno {
@@ -33,6 +34,19 @@ type session struct {
 func newSession() *session {
 	s := &session{files: []*fakeFile{{size: 10000}, {size: 1 << 20}}, env: Env{Gate: make(Gate, 1), Errno: testErrno}}
 	s.mount, s.machine = testMount()
+	s.mount.OpenPageFile = func(spec string) (mm.PageFileConfig, error) {
+		if spec == "/bad" {
+			return mm.PageFileConfig{}, errors.New("page file /bad: no such directory")
+		}
+		return mm.PageFileConfig{Name: spec, Store: store.NewMem(), Max: 256}, nil
+	}
+	s.mount.Inject = func(faults string) (uint64, error) {
+		if faults == "burn" {
+			return 0, errors.New("unknown")
+		}
+		s.machine.call("Inject(" + faults + ")")
+		return 3, nil
+	}
 	s.target = &Target{Files: func(f func(File)) uint64 {
 		for _, file := range s.files {
 			f(file)
@@ -77,6 +91,8 @@ func (s *session) set(what string) error {
 		s.files[0].err = s.machine.err
 	case "busy":
 		s.machine.err, s.files[0].err = mm.StatusBusy, mm.StatusBusy
+	case "untrusted":
+		s.env.Untrusted = true
 	case "deleted":
 		s.files[0].err = mm.StatusDeleted
 	case "corrupt":

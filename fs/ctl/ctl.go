@@ -55,6 +55,8 @@ type Machine interface {
 	SetMemory(bytes uint64) (mm.Resized, error)
 	SetSize(bytes uint64) error
 	EachFrame(f func(*mm.FrameInfo) bool)
+	AddPageFile(mm.PageFileConfig) (number int, err error)
+	RemovePageFile(number int) (moved uint64, err error)
 }
 
 // Mount is a whole mount: what .proc describes and .proc/ctl steers. The functions may be nil.
@@ -63,6 +65,10 @@ type Mount struct {
 	Version string                    // of memfs
 	Facts   func() [][2]string        // label and value lines of version: the kernel's features, how it was mounted
 	Inodes  func() (used, max uint64) // of nr_inodes
+	// OpenPageFile makes a page file, as --pagefile would.
+	OpenPageFile func(spec string) (mm.PageFileConfig, error)
+	// Inject has page files fail; it returns how often they did by the last words. "" ends it. nil: not on this mount.
+	Inject func(faults string) (before uint64, err error)
 	// Processes lists the simulated processes by number.
 	Processes func() []*Process
 	// Owners lists who filled the mount.

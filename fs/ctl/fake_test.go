@@ -57,6 +57,14 @@ func (m *fakeMachine) SetSize(bytes uint64) error {
 	}
 	return m.err
 }
+func (m *fakeMachine) AddPageFile(c mm.PageFileConfig) (int, error) {
+	m.call(fmt.Sprintf("AddPageFile(%s,%d)", c.Name, c.Max))
+	return 1, m.err
+}
+func (m *fakeMachine) RemovePageFile(n int) (uint64, error) {
+	m.call(fmt.Sprintf("RemovePageFile(%d)", n))
+	return 55, m.err
+}
 
 // fakeHost is a host that holds nothing.
 type fakeHost struct{ *fakeFile }

@@ -228,9 +228,14 @@ func pagefiles(m *Mount) *Doc {
 	s := m.Snapshot()
 	d := new(Doc)
 	var rows [][]Value
-	for i, f := range s.PageFiles {
+	for _, f := range s.PageFiles {
+		state := "open"
+		if f.Removing {
+			state = "leaving"
+		}
 		rows = append(rows, []Value{
-			Count(uint64(i)), Count(f.Max), Count(f.Size), Count(f.Used), Count(f.Peak), Word(f.Name),
+			Count(uint64(f.Number)), Count(f.Max), Count(f.Size), Count(f.Used), Count(f.Peak), Count(f.Min), Count(f.Wiping),
+			Count(uint64(f.Priority)), Word(state), Word(f.Name),
 		})
 	}
 	table(d, "pagefiles", []Column{
@@ -239,9 +244,30 @@ func pagefiles(m *Mount) *Doc {
 		{Head: "Size", Key: "size_pages", Width: 10},
 		{Head: "Used", Key: "used_pages", Width: 10},
 		{Head: "Peak", Key: "peak_pages", Width: 10},
+		{Head: "Min", Key: "min_pages", Width: 10},
+		{Head: "Wiping", Key: "wiping_pages", Width: 8},
+		{Head: "Priority", Key: "priority", Width: 8},
+		{Head: "State", Key: "state", Width: 7},
 		{Head: "Name", Key: "name"},
 	}, rows...)
+	if z := s.Compressed; z.Limit > 0 {
+		d.Field("Compressed", "compressed_pages", Pages(z.Pages))
+		d.Field("SameFilled", "same_filled_pages", Pages(z.Same)) // cost nothing
+		d.Field("CompressedTo", "compressed_to_bytes", ByteCount(z.Bytes))
+		d.Field("Memory", "memory_bytes", ByteCount(z.Memory))
+		d.Field("Limit", "limit_bytes", ByteCount(z.Limit))
+		d.Field("Rejected", "rejected_pages", Pages(z.Rejected))
+		d.Field("Ratio", "ratio", compressionRatio(z))
+	}
 	return d
+}
+
+// compressionRatio is how many times the memory that it takes the compressed store's pages would take as they are.
+func compressionRatio(z mm.CompressedInfo) Value {
+	if z.Memory == 0 {
+		return None()
+	}
+	return Hundredths(z.Pages * mm.PageSize * 100 / z.Memory)
 }
 
 func workingsets(m *Mount) *Doc {

@@ -32,6 +32,12 @@ func Unmap(b []byte) error { return unix.Munmap(b) }
 // Drop gives the pages of b back to the host; they read as zeros afterwards. b must be page-aligned.
 func Drop(b []byte) error { return unix.Madvise(b, unix.MADV_DONTNEED) }
 
+// Lock has the pages of b from the host now, and keeps them; Unlock ends that. b must be page-aligned.
+func Lock(b []byte) error { return unix.Mlock(b) }
+
+// Unlock undoes Lock.
+func Unlock(b []byte) error { return unix.Munlock(b) }
+
 // Of views a mapping as records of type T. T must hold no Go pointers.
 func Of[T any](b []byte) []T {
 	var t T

@@ -96,6 +96,8 @@ type Database struct {
 	hand Frame // where the next search for a clean Active frame starts
 	// +checklocks:mu
 	now uint32
+	// +checklocks:mu
+	wipe bool // frames are zeroed when they become free
 }
 
 // Owner is what the database tells the owner of a page. Its functions are called with the PFN lock held.
@@ -132,6 +134,13 @@ func New(n, most uint64, o Owner) (*Database, error) {
 	}
 	d.mu.Unlock()
 	return d, nil
+}
+
+// SetWipe has frames zeroed when they become free, before anything else is done with them.
+func (d *Database) SetWipe() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wipe = true
 }
 
 // Close gives arena and entries back to the host. Nothing may use a frame afterwards.
@@ -386,6 +395,18 @@ func (d *Database) SetDirty(f Frame) (stale uint64) {
 	return stale
 }
 
+// Divorce is SetDirty by somebody who changes nothing: no store is to have the bytes any more. A page on Standby is Modified
+// from then on.
+// +checklocks:d.mu
+func (d *Database) Divorce(f Frame) (stale uint64) {
+	stale = d.SetDirty(f)
+	if d.entries[f].state == Standby {
+		d.apply(f, MakeValid)
+		d.apply(f, TrimDirty)
+	}
+	return stale
+}
+
 // Release frees f, whose page is deleted; the owner's PTE is the caller's business. A pinned frame, or one under I/O,
 // becomes Free with its last reference. It returns the store location of its copy (0 if none), now the caller's to free.
 // +checklocks:d.mu
@@ -408,8 +429,14 @@ func (d *Database) Release(f Frame) (stale uint64) {
 // +checklocks:d.mu
 func (d *Database) toFree(f Frame) {
 	e := &d.entries[f]
+	wipe := d.wipe && e.flags&record == 0 // a record frame's memory is the host's
 	e.flags, e.owner, e.original = 0, 0, 0
 	d.apply(f, Release)
+	if wipe {
+		clear(d.Bytes(f))
+		d.apply(f, Allocate)
+		d.apply(f, MadeZero)
+	}
 	if f > d.limit {
 		d.apply(f, Retire)
 	}
@@ -498,12 +525,13 @@ func (d *Database) TakeRecord() Frame {
 	return f
 }
 
-// GiveRecord returns the frame that was taken last by TakeRecord. There must be one.
+// GiveRecord returns the frame that was taken last by TakeRecord. There must be one. It says which it was.
 // +checklocks:d.mu
-func (d *Database) GiveRecord() {
+func (d *Database) GiveRecord() Frame {
 	f := d.records.tail
 	d.remove(&d.records, f)
 	d.toFree(f)
+	return f
 }
 
 // Records is the number of frames that the manager's records have taken over.

@@ -41,6 +41,8 @@ type Compressed struct {
 	slots []object
 	// +checklocks:mu
 	use Usage
+	// +checklocks:mu
+	wipe bool
 
 	scratch sync.Pool // of *[]byte
 }
@@ -152,6 +154,13 @@ func NewCompressed(codecName string, memory uint64) (*Compressed, error) {
 // Name says what it is.
 func (c *Compressed) Name() string { return "compressed memory" }
 
+// SetWipe has pages overwritten when they are discarded. Buffers in which they are packed and unpacked are not.
+func (c *Compressed) SetWipe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wipe = true
+}
+
 // Usage is what the store holds at the moment.
 func (c *Compressed) Usage() Usage {
 	c.mu.Lock()
@@ -256,6 +265,9 @@ func (c *Compressed) bytesLocked(at uint64) []byte {
 // freeLocked gives an object back, and its chunk to the host if that was the last in it.
 // +checklocks:c.mu
 func (c *Compressed) freeLocked(at uint64) {
+	if c.wipe {
+		clear(c.bytesLocked(at))
+	}
 	n, i := uint32(at>>16), at&0xffff
 	k := &c.chunks[n]
 	full := int(k.live) == objectsOf(int(k.class))
@@ -363,6 +375,9 @@ func (c *Compressed) Discard(slot, n uint64) error {
 	}
 	return nil
 }
+
+// Reserve has nothing to do: a discarded slot costs what is written to it.
+func (c *Compressed) Reserve(uint64, uint64) error { return nil }
 
 // Close gives the memory back.
 func (c *Compressed) Close() error {

@@ -130,6 +130,15 @@ func (f *File) Reserves() bool { return f.reserves.Load() }
 // Size is the number of slots that the file has grown to.
 func (f *File) Size() uint64 { return f.size.Load() }
 
+// Blocks is how many bytes the disk holds for the file, what it has promised among them.
+func (f *File) Blocks() (uint64, error) {
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstat(f.fd, &st) }); err != nil {
+		return 0, err
+	}
+	return uint64(st.Blocks) * 512, nil
+}
+
 // ReadSlots reads slots; see Store.
 func (f *File) ReadSlots(slot uint64, bufs [][]byte) error {
 	return f.transfer("read", slot, bufs, unix.Preadv)
@@ -281,6 +290,21 @@ func (f *File) Discard(slot, n uint64) error {
 		return nil
 	}
 	return &Error{Path: f.name, Op: "discard", Slot: slot, Count: n, Err: err}
+}
+
+// Reserve has the disk promise the space of discarded slots again. See Store.
+func (f *File) Reserve(slot, n uint64) error {
+	if n == 0 || !f.reserves.Load() {
+		return nil
+	}
+	err := error(errOutside)
+	if inside(slot, n, f.size.Load()) {
+		err = f.reserve(int64(slot*SlotSize), int64((slot+n)*SlotSize))
+	}
+	if err != nil {
+		return &Error{Path: f.name, Op: "grow", Slot: slot, Count: n, Err: err}
+	}
+	return nil
 }
 
 // Close gives the file's disk space back.

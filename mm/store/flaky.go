@@ -242,6 +242,15 @@ func (f *Flaky) Discard(slot, n uint64) error {
 	return f.under.Discard(slot, n)
 }
 
+// Reserve makes room again, or not: it is a growth; see Store.
+func (f *Flaky) Reserve(slot, n uint64) error {
+	hits, _ := f.strike(OpGrow)
+	if err := f.before(hits, "grow", slot, n); err != nil {
+		return err
+	}
+	return f.under.Reserve(slot, n)
+}
+
 // Close closes the store underneath.
 func (f *Flaky) Close() error { return f.under.Close() }
 

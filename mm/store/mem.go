@@ -106,6 +106,16 @@ func (m *Mem) discardError(slot, n uint64, err error) error {
 	return &Error{Path: m.Name(), Op: "discard", Slot: slot, Count: n, Err: err}
 }
 
+// Reserve has nothing to do; see Store.
+func (m *Mem) Reserve(slot, n uint64) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if !inside(slot, n, m.size) {
+		return &Error{Path: m.Name(), Op: "grow", Slot: slot, Count: n, Err: errOutside}
+	}
+	return nil
+}
+
 // Close unmaps everything.
 func (m *Mem) Close() error {
 	m.mu.Lock()

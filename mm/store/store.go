@@ -32,6 +32,8 @@ type Store interface {
 	Grow(slots uint64) error
 	// Discard gives the space of n slots back. Their contents are undefined until they are written again.
 	Discard(slot, n uint64) error
+	// Reserve makes room again for n slots that were discarded, so that writing them cannot fail for want of space.
+	Reserve(slot, n uint64) error
 	// Close gives everything back.
 	Close() error
 }
