@@ -33,7 +33,8 @@ type pageFile struct {
 	name     string
 	priority int
 	store    Store
-	min, max uint64 // slots
+	min      uint64 // slots that it always has
+	max      uint64 // slots
 	listener *Listener
 	guard    guard
 	discards bool   // the store is told at once of a slot that is free; it must not do I/O
@@ -201,6 +202,7 @@ func (p *pageFile) bringBack(first, slots uint64) {
 // surplus is how many slots the disk may have back: a file that is used keeps some to go on with, and one that nobody has
 // used for two looks keeps its minimum.
 func (p *pageFile) surplus() uint64 {
+	least := p.min
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	keep := p.count + p.towipe
@@ -208,7 +210,7 @@ func (p *pageFile) surplus() uint64 {
 		keep += max(growStep, keep/8)
 		p.idle = idle
 	}
-	keep = max(keep, p.min)
+	keep = max(keep, least)
 	return p.size - min(p.size, keep)
 }
 
