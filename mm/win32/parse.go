@@ -106,6 +106,14 @@ func isName(s string) bool {
 	return s != "" && len(s) <= 64
 }
 
+// Evaluate is the value of an expression of the language, as a call's argument would have it. variable may be nil.
+func Evaluate(expression string, variable func(string) (uint64, bool)) (uint64, error) {
+	if variable == nil {
+		variable = func(string) (uint64, bool) { return 0, false }
+	}
+	return number(expression, variable)
+}
+
 // number evaluates an argument: terms joined by | (or), + and −. A term is a decimal or 0x number, the name of a constant,
 // $name of a variable, or ~ before one of these.
 func number(s string, variable func(string) (uint64, bool)) (uint64, error) {
