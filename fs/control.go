@@ -161,7 +161,7 @@ type controlTree struct {
 }
 
 func newControlTree(f *fileSystem) *controlTree {
-	processes := newProcessTable(f.sys, f.opts.NX, f.opts.Log)
+	processes := newProcessTable(f.sys, f.opts.UID, f.opts.NX, f.opts.Log)
 	return &controlTree{
 		fs:        f,
 		processes: processes,

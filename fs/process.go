@@ -21,8 +21,8 @@ import (
 )
 
 // Processes in the control tree: mkdir .proc/NAME starts one, rmdir ends it with all its memory, and so does the end of the
-// mount. A name may say what it is: NAME@x86,laa,nxcompat. Its ctl takes the control language of mm/win32. Real programs
-// have one as well, see program.go.
+// mount. A name may say what it is: NAME@x86,laa,nxcompat (see parseImage). Its ctl takes the control language of mm/win32.
+// Real programs have one as well, see program.go.
 
 // simulated is a process with its folder.
 type simulated struct {
@@ -38,6 +38,7 @@ type simulated struct {
 // processTable is the processes of a mount.
 type processTable struct {
 	machine *process.Machine
+	root    uint32        // whose the mount is
 	newArch atomic.Uint32 // process.Arch of those whose name does not say
 
 	mu sync.Mutex
@@ -51,8 +52,8 @@ type processTable struct {
 	closed bool // the mount has ended
 }
 
-func newProcessTable(sys *mm.System, nx process.Policy, log func(string, ...any)) *processTable {
-	t := &processTable{byName: make(map[string]*simulated), byID: make(map[uint64]*simulated)}
+func newProcessTable(sys *mm.System, root uint32, nx process.Policy, log func(string, ...any)) *processTable {
+	t := &processTable{root: root, byName: make(map[string]*simulated), byID: make(map[uint64]*simulated)}
 	t.machine = process.NewMachine(sys, nx, process.Listener{Violation: func(p *process.Process, address uint64) {
 		log("process %d: DEP violation: 0x%x is not executable", p.ID(), address)
 	}})
@@ -89,7 +90,9 @@ const (
 )
 
 // parseImage reads what a folder's name says of its process: NAME or NAME@WORD,WORD… A name of digits is not one: such
-// folders are the programs' with that pid.
+// folders are the programs' with that pid. The words are an architecture; laa, large address aware; nxcompat, linked with
+// /NXCOMPAT; system, a binary of the system; lockmemory, which has SeLockMemoryPrivilege, for the mount's owner and root; and
+// of 32-bit processes dep=on, dep=off and dep=on-noatl, what the DEP state is at first.
 func parseImage(name string, arch process.Arch) (process.Image, bool) {
 	bare, words, _ := strings.Cut(name, "@")
 	i := process.Image{Name: bare, Arch: arch}
@@ -110,18 +113,34 @@ func parseImage(name string, arch process.Arch) (process.Image, bool) {
 			i.LargeAddressAware = true
 		case word == "nxcompat":
 			i.NXCompat = true
+		case word == "system":
+			i.System = true
+		case word == "lockmemory":
+			i.LockMemory = true
+		case strings.HasPrefix(word, "dep="):
+			if i.DEP, isArch = process.ParseInitialDEP(word[len("dep="):]); !isArch {
+				return i, false
+			}
 		case word != "":
 			return i, false
 		}
 	}
-	return i, true
+	return i, i.DEP == process.DEPByPolicy || i.Arch == process.X86
 }
 
 // start makes a process with a folder. EEXIST, EINVAL for a name that cannot be, ENOSPC without memory for it.
 func (t *processTable) start(name string, owner fuse.Owner) (*simulated, fuse.Status) {
-	image, ok := parseImage(name, t.arch())
-	if !ok {
+	return t.startLike(name, owner, t.arch())
+}
+
+// startLike is start for a process of an architecture, if its name says no other.
+func (t *processTable) startLike(name string, owner fuse.Owner, arch process.Arch) (*simulated, fuse.Status) {
+	image, ok := parseImage(name, arch)
+	switch {
+	case !ok:
 		return nil, fuse.EINVAL
+	case image.LockMemory && owner.Uid != 0 && owner.Uid != t.root:
+		return nil, fuse.EPERM // its locked pages are everybody's
 	}
 	return t.startImage(&simulated{name: name, owner: owner}, image)
 }
@@ -134,7 +153,9 @@ func (t *processTable) startImage(s *simulated, image process.Image) (*simulated
 	}
 	s.born, s.process = time.Now(), p
 	owner := s.owner
-	s.session = win32.NewSession(t.machine, p, func(other string) (*process.Process, error) { return t.peer(other, owner) })
+	s.session = win32.NewSession(t.machine, p, func(other string) (*process.Process, error) {
+		return t.peer(other, owner, image.Arch)
+	})
 	if st := t.enter(s); !st.Ok() {
 		t.machine.End(p)
 		return nil, st
@@ -158,12 +179,13 @@ func (t *processTable) enter(s *simulated) fuse.Status {
 	return fuse.OK
 }
 
-// peer is the process that a line names (P2: …): the owner's own of that name, started at the first use.
-func (t *processTable) peer(name string, owner fuse.Owner) (*process.Process, error) {
+// peer is the process that a line names (P2: …): the owner's own of that name, started at the first use and then of the
+// caller's architecture.
+func (t *processTable) peer(name string, owner fuse.Owner, arch process.Arch) (*process.Process, error) {
 	s := t.find(name)
 	if s == nil {
 		var st fuse.Status
-		if s, st = t.start(name, owner); !st.Ok() {
+		if s, st = t.startLike(name, owner, arch); !st.Ok() {
 			return nil, syscall.Errno(st)
 		}
 	}

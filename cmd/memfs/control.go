@@ -32,6 +32,11 @@ func openControl(path string) (*control, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openMount(path, m)
+}
+
+// openMount is the control tree of a mount that the user has named by path.
+func openMount(path string, m mountEntry) (*control, error) {
 	if owner := m.owner(); owner != strconv.Itoa(os.Geteuid()) && !m.allowsOthers() {
 		return nil, fmt.Errorf("%s: only user %s may look into this mount, and not even root: "+
 			"it was mounted without --allow-other", path, owner)
@@ -57,11 +62,16 @@ func openControl(path string) (*control, error) {
 
 // fail says which control file an error is about.
 func (c *control) fail(name string, err error) error {
+	folder, _, below := strings.Cut(name, "/")
 	switch {
+	case (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) && below && folder != policyFolder:
+		return fmt.Errorf("%s: %s is for its owner and for root", c.path, name)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%s: %s is for the owner of the mount and for root", c.path, name)
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%s: the mount has no control file %s", c.path, name)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s: %s: too many wait for the host to write back; try again", c.path, name)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("%s: the mount is read-only; `mount -o remount,rw %s` changes that", c.path, c.path)
 	}
@@ -124,31 +134,34 @@ func (c *control) command(line string, timeout time.Duration) (answer string, er
 }
 
 func newInfoCommand() *cobra.Command {
-	asJSON := false
+	var out output
 	c := &cobra.Command{
-		Use:   "info MOUNTPOINT",
+		Use:   "info [PATH]",
 		Short: "Show where a mount's memory is",
-		Args:  oneArgument,
+		Long: "info shows what the memory of a mount is divided into and where it is, as of now. JSON is the control file\n" +
+			"meminfo.json.",
+		Example: "  memfs info /tmp/m\n  memfs info --json /tmp/m | jq .active_bytes",
+		Args:    onePath,
 		RunE: func(c *cobra.Command, args []string) error {
-			control, err := openControl(args[0])
+			asJSON, err := out.asJSON()
+			if err != nil {
+				return err
+			}
+			p, err := locate(here(args))
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				text, err := control.read("meminfo.json")
-				if err == nil {
-					_, err = c.OutOrStdout().Write(text)
-				}
-				return err
+				return p.show(c.OutOrStdout(), "meminfo", true)
 			}
-			text, err := control.info()
+			text, err := p.info()
 			if err == nil {
 				_, err = io.WriteString(c.OutOrStdout(), text)
 			}
 			return err
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON: the control file meminfo.json")
+	out.register(c)
 	return c
 }
 
@@ -242,15 +255,18 @@ func (c *control) info() (string, error) {
 
 func newCheckCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "check MOUNTPOINT",
+		Use:   "check [PATH]",
 		Short: "Prove the memory manager's invariants; exit code 1 if one does not hold",
-		Args:  oneArgument,
+		Long: "check proves that every frame is in one state and on the list of that state, that every page table entry and\n" +
+			"its frame name each other, and that commit, slots and records add up. It prints ok, or a line for each\n" +
+			"invariant that does not hold.",
+		Args: onePath,
 		RunE: func(c *cobra.Command, args []string) error {
-			control, err := openControl(args[0])
+			p, err := locate(here(args))
 			if err != nil {
 				return err
 			}
-			text, err := control.read("check")
+			text, err := p.read("check")
 			if err != nil {
 				return err
 			}
@@ -259,35 +275,9 @@ func newCheckCommand() *cobra.Command {
 			}
 			first, _ := bufio.NewReader(bytes.NewReader(text)).ReadString('\n')
 			if strings.TrimSpace(first) != "ok" {
-				return exitError{exitFailed, fmt.Errorf("%s: invariants are broken: this is a bug in memfs", args[0])}
+				return exitError{exitFailed, fmt.Errorf("%s: invariants are broken: this is a bug in memfs", p.path)}
 			}
 			return nil
 		},
 	}
-}
-
-func newTrimCommand() *cobra.Command {
-	timeout := 5 * time.Minute
-	c := &cobra.Command{
-		Use:   "trim MOUNTPOINT",
-		Short: "Unmap every page from the programs, so that the next touch of each is a fault",
-		Args:  oneArgument,
-		RunE: func(c *cobra.Command, args []string) error {
-			control, err := openControl(args[0])
-			if err != nil {
-				return err
-			}
-			answer, err := control.command("trim", timeout)
-			if err != nil {
-				return err
-			}
-			if failure, failed := strings.CutPrefix(answer, "ERR "); failed {
-				return fmt.Errorf("%s: trim: %s", args[0], failure)
-			}
-			_, err = fmt.Fprintln(c.OutOrStdout(), answer)
-			return err
-		},
-	}
-	c.Flags().DurationVar(&timeout, "timeout", timeout, "how long to wait for it")
-	return c
 }

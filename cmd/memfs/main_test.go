@@ -68,9 +68,9 @@ func TestUsageErrors(t *testing.T) {
 		{"umount", exitUsage, "mount point"},
 		{"umount DIR", exitFailed, "nothing is mounted there"},
 		{"umount /proc", exitFailed, "not a memfs mount, but proc"},
-		{"info DIR", exitFailed, "nothing is mounted there"},
+		{"info DIR", exitFailed, "not in a memfs mount"},
 		{"check DIR/none", exitFailed, "no such file"},
-		{"trim DIR DIR", exitUsage, "one mount point"},
+		{"trim DIR DIR", exitFailed, "not in a memfs mount"},
 		{"version 1", exitUsage, "no arguments"},
 	} {
 		args := strings.Fields(strings.ReplaceAll(c.args, "DIR", dir))

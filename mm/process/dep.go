@@ -33,6 +33,30 @@ const (
 	DEPDisableThunkEmulation = 2 // PROCESS_DEP_DISABLE_ATL_THUNK_EMULATION
 )
 
+// InitialDEP is what whoever starts a 32-bit process asks for, where policy and image leave it open.
+type InitialDEP uint8
+
+// What can be asked for.
+const (
+	DEPByPolicy   InitialDEP = iota
+	DEPOff                   // off, not for good
+	DEPOn                    // on, not for good
+	DEPOnNoThunks            // the same, without emulation of ATL thunks
+)
+
+// ParseInitialDEP reads off, on and on-noatl.
+func ParseInitialDEP(s string) (InitialDEP, bool) {
+	switch s {
+	case "off":
+		return DEPOff, true
+	case "on":
+		return DEPOn, true
+	case "on-noatl":
+		return DEPOnNoThunks, true
+	}
+	return DEPByPolicy, false
+}
+
 // depState is the DEP state of a process.
 type depState struct {
 	on        bool
@@ -94,6 +118,8 @@ func (m *Machine) initialDEP(i Image) depState {
 		return depState{on: true, permanent: true}
 	case i.NXCompat:
 		return depState{on: true, permanent: true}
+	case i.DEP != DEPByPolicy:
+		return depState{on: i.DEP != DEPOff, noThunks: i.DEP != DEPOn}
 	case m.policy == OptIn:
 		return depState{on: i.System || m.optIn[name]}
 	}

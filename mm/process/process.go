@@ -30,6 +30,7 @@ type Image struct {
 	System            bool // a binary of the system: DEP is on under OptIn
 	LockMemory        bool // holds SeLockMemoryPrivilege
 	DEPFixed          bool // its DEP state was set at creation and cannot change
+	DEP               InitialDEP
 	Limits            Limits
 
 	// HeapReserve and HeapCommit are the default heap's, in bytes (SizeOfHeapReserve, SizeOfHeapCommit); 0 = 1 MiB, 4 KiB.

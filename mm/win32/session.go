@@ -220,12 +220,10 @@ func errno(e process.Error) syscall.Errno {
 		return syscall.EPERM
 	case process.InvalidHandle:
 		return syscall.EBADF
-	case process.NotEnoughMemory, process.CommitmentLimit, process.NoSystemResources:
-		return syscall.ENOMEM
+	case process.NotEnoughMemory, process.CommitmentLimit, process.NoSystemResources, process.WorkingSetQuota:
+		return syscall.ENOMEM // of a quota too, as from mlock(2): whoever gets EAGAIN waits to be woken
 	case process.NotLocked, process.NotOwner:
 		return syscall.EPERM
-	case process.WorkingSetQuota:
-		return syscall.EAGAIN
 	case process.NoAccessError, process.PartialCopy, process.GuardPageViolation, process.InvalidAddress:
 		return syscall.EFAULT
 	case process.NotSupported:

@@ -1,0 +1,138 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// verb runs the command in a directory and returns what it prints and its exit status.
+func verb(t *testing.T, dir string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := exec.Command(memfsBinary, args...)
+	cmd.Dir = dir
+	var out, diagnostics strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &diagnostics
+	var exit *exec.ExitError
+	if err := cmd.Run(); errors.As(err, &exit) {
+		status = exit.ExitCode()
+	} else if err != nil {
+		t.Fatalf("memfs %s: %v", strings.Join(args, " "), err)
+	}
+	return out.String(), diagnostics.String(), status
+}
+
+// wantVerb runs a verb that must succeed, and print what the pattern says.
+func wantVerb(t *testing.T, dir, pattern string, args ...string) string {
+	t.Helper()
+	out, diagnostics, status := verb(t, dir, args...)
+	if status != 0 || !regexp.MustCompile(pattern).MatchString(out) {
+		t.Errorf("memfs %s: exit status %d, want 0 and %s\n%s%s", strings.Join(args, " "), status, pattern, out, diagnostics)
+	}
+	return out
+}
+
+// TestVerbsProcesses drives a process by the command alone, from inside the mount and by path.
+func TestVerbsProcesses(t *testing.T) {
+	m := mountMemfs(t, options{})
+	for _, name := range []string{"demo", "old@x86"} {
+		must(t, os.Mkdir(m.path(".proc", name), 0o755))
+	}
+	must(t, os.MkdirAll(m.path("deep/er"), 0o755))
+	in := m.path("deep/er")
+
+	wantVerb(t, in, `(?m)x64   DEP \(permanent\) .* demo$`, "ps")
+	wantVerb(t, "/", `(?m)x86                   .* old@x86$`, "ps", in)
+	var list struct {
+		Processes []struct{ Folder, DEP string }
+	}
+	must(t, json.Unmarshal([]byte(wantVerb(t, in, "^{", "ps", "-o", "json")), &list))
+	if len(list.Processes) != 2 || list.Processes[0].DEP != "DEP (permanent)" || list.Processes[1].DEP != "" {
+		t.Errorf("ps as JSON is %+v", list)
+	}
+
+	wantVerb(t, in, "^OK 0x30000000\n$", "call", "demo", "r = VirtualAlloc 0x30000000 0x2000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE")
+	wantVerb(t, in, "^OK ", "call", "demo", "Write", "$r+0x10", "c3")
+	wantVerb(t, "/", "data=c3\n$", "call", "-m", m.dir, "demo", "Read", "$r+0x10", "1")
+	wantVerb(t, "/", "Protect=PAGE_READWRITE", "call", m.path(".proc/demo"), "VirtualQuery", "0x30000000")
+	for line, want := range map[string]string{
+		"Execute $r+0x10":              "memfs: EXC 0xC0000005 execute 0x30000010\n",
+		"VirtualFree $r 1 MEM_RELEASE": "memfs: ERR 87 ERROR_INVALID_PARAMETER\n",
+	} {
+		out, diagnostics, status := verb(t, in, "call", "demo", line)
+		if out != "" || diagnostics != want || status != 1 {
+			t.Errorf("call %s: exit status %d, %q, %q, want 1 and %q", line, status, out, diagnostics, want)
+		}
+	}
+	wantVerb(t, in, `000030000000 +8192 MEM_COMMIT .* PAGE_READWRITE`, "maps", "demo")
+	wantVerb(t, in, `000030000000 Active`, "pages", m.path(".proc/demo"))
+
+	wantVerb(t, in, "^DEP .permanent.\n$", "dep", "demo")
+	wantVerb(t, in, "^\n$", "dep", "old")
+	wantVerb(t, in, "^$", "dep", "old", "PROCESS_DEP_ENABLE|PROCESS_DEP_DISABLE_ATL_THUNK_EMULATION")
+	wantVerb(t, in, "^DEP .permanent.\n$", "dep", "old@x86")
+	if _, diagnostics, status := verb(t, in, "dep", "old", "off"); status != 1 || !strings.Contains(diagnostics, "ERR 5 ") {
+		t.Errorf("turning permanent DEP off: exit status %d, %q", status, diagnostics)
+	}
+	wantVerb(t, in, "^OptIn\n$", "nx")
+	wantVerb(t, in, "^$", "nx", "AlwaysOff")
+	wantVerb(t, "/", "^AlwaysOff\n$", "nx", in)
+
+	script := filepath.Join(t.TempDir(), "script")
+	must(t, os.WriteFile(script, []byte(`# scenario: one [arch=x64]
+r = VirtualAlloc 0 0x1000 MEM_COMMIT PAGE_READONLY -> OK Align=0x10000
+Write $r 00 -> EXC 0xC0000005 write $r
+P2: r = VirtualAlloc 0 0x1000 MEM_COMMIT PAGE_READWRITE -> OK
+`), 0o644))
+	wantVerb(t, in, "(?m)^Write .r 00 -> EXC 0xC0000005 write 0x", "run", script)
+	must(t, os.WriteFile(script, []byte("VirtualQuery 0 -> OK State=MEM_COMMIT\n"), 0o644))
+	if _, diagnostics, status := verb(t, in, "run", script); status != 1 || !strings.Contains(diagnostics, "script:1: VirtualQuery 0\n") {
+		t.Errorf("a script that does not hold: exit status %d, %q", status, diagnostics)
+	}
+	if ps := wantVerb(t, in, "demo", "ps"); strings.Count(ps, "\n") != 3 {
+		t.Errorf("scripts left processes behind:\n%s", ps)
+	}
+	wantVerb(t, in, "(?s)frames .*demo.*/s.*demo", "top", "-n", "2", "-d", "100ms")
+	wantVerb(t, in, "^ok\n$", "check")
+}
+
+// TestVerbsFiles steers files by the command alone, through links and odd names too.
+func TestVerbsFiles(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.MkdirAll(m.path("dir/sub"), 0o755))
+	must(t, writeContent(m.path("dir/a"), 1, 1<<20))
+	must(t, writeContent(m.path("dir/sub/:info"), 2, 8<<10))
+	must(t, os.Symlink("dir/a", m.path("link")))
+	wantVerb(t, m.dir, "(?m)^ +1M +256 +256 +.* dir/a$", "files")
+	wantVerb(t, m.path("dir"), `(?m)^ +8K +2 +2 +.* dir/sub/:info$`, "files", "sub")
+	wantVerb(t, m.dir, `(?m)^A{64}$|^00000000 A{64}`, "pages", "--map", "link")
+	wantVerb(t, m.dir, "^OK trimmed=2 written=2\n$", "trim", "dir/sub/:info")
+	wantVerb(t, m.dir, "S{2}\n$", "pages", "--map", "dir/sub/:info")
+	wantVerb(t, m.dir, "^dir/a: OK read=0\ndir/sub: OK read=0 files=1 skipped=0\n$", "pin", "dir/a", "dir/sub")
+	wantVerb(t, m.dir, `"pinned":true`, "files", "--json", "--sort", "size", "-n", "1")
+	wantVerb(t, m.dir, "^OK trimmed=", "trim")
+	wantVerb(t, m.dir, `(?m)^ +1M +256 +256 .* pin +dir/a$`, "files")
+	wantVerb(t, m.dir, "^OK", "pin", "--off", "dir")
+	wantVerb(t, m.dir, "^OK trimmed=[0-9]+ written=256\n$", "trim", "link")
+	wantVerb(t, m.dir, "^OK written=", "flush", "dir", "--timeout", "1m")
+}
+
+// TestDialoguesOverMount plays the dialogues of the Virtual API through a live mount.
+func TestDialoguesOverMount(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
+	scripts, err := filepath.Glob("../mm/win32/testdata/*.txt")
+	must(t, err)
+	if len(scripts) < 10 {
+		t.Fatalf("only %d scripts", len(scripts))
+	}
+	out, diagnostics, status := verb(t, "", append([]string{"run", "--quiet", "-m", m.dir}, scripts...)...)
+	if status != 0 || out != "" {
+		t.Errorf("exit status %d\n%s%s", status, out, diagnostics)
+	}
+	wantVerb(t, m.dir, "^ok\n$", "check")
+}
