@@ -77,6 +77,9 @@ func except(err error, harmless ...[]syscall.Errno) error {
 	return err
 }
 
+// Written reports whether the host kernel may hold bytes of the file that it has not sent.
+func (n *node) Written() bool { return n.openForWriting() }
+
 // openForWriting reports whether the host kernel may hold bytes of the file that it has not sent.
 func (n *node) openForWriting() bool {
 	n.mu.Lock()

@@ -13,6 +13,7 @@ type nullHost struct{}
 
 func (nullHost) WriteBack(off, n int64) error  { return nil }
 func (nullHost) Invalidate(off, n int64) error { return nil }
+func (nullHost) Written() bool                 { return false }
 
 func benchSystem(b *testing.B, memory uint64, pageFile uint64) *mm.System {
 	f, err := store.OpenFile(b.TempDir())

@@ -147,6 +147,9 @@ func (h *host) Invalidate(off, n int64) error {
 	return nil
 }
 
+// Written says that programs may be writing at any time.
+func (h *host) Written() bool { return true }
+
 // truncate is what the kernel does around a SETATTR of the size.
 func (h *host) truncate(t fataler, size int64) {
 	if err := h.WriteBack(0, -1); err != nil {

@@ -44,13 +44,22 @@ func (s *Section) Blocks() uint64 { return s.seg.Pages() * (mm.PageSize / 512) }
 //
 // The host keeps zeros for what lies beyond the size, so those pages enter the system cache's working set too.
 func (s *Section) Read(off int64, n int, reply []byte) (*mm.ReadSet, error) {
+	return s.read(off, n, reply, s.seg.Read)
+}
+
+// ReadPast is Read for a READ that goes past the host's cache.
+func (s *Section) ReadPast(off int64, n int, reply []byte) (*mm.ReadSet, error) {
+	return s.read(off, n, reply, s.seg.ReadPast)
+}
+
+func (s *Section) read(off int64, n int, reply []byte, read func(int64, int, []byte) (*mm.ReadSet, error)) (*mm.ReadSet, error) {
 	if off < 0 || n < 0 {
 		return nil, mm.StatusInvalidParameter
 	}
 	if n = int(min(int64(n), mm.MaxSize-off)); n == 0 {
 		return nil, nil
 	}
-	set, err := s.seg.Read(off, n, reply)
+	set, err := read(off, n, reply)
 	if err != nil {
 		return nil, err
 	}

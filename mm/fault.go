@@ -1,6 +1,7 @@
 package mm
 
 import (
+	"errors"
 	"sync"
 	"unsafe"
 
@@ -29,17 +30,21 @@ func (r *ReadSet) Size() int { return r.size }
 
 // Done unpins the frames. The slices must not be used afterwards. It may be called once.
 func (r *ReadSet) Done() {
+	r.unpin()
+	clear(r.slices[:cap(r.slices)])
+	r.slices, r.frames, r.size = r.slices[:0], r.frames[:0], 0
+	r.Soft, r.Hard = 0, 0
+	readSets.Put(r)
+}
+
+func (r *ReadSet) unpin() {
 	r.sys.pfn.Lock()
+	defer r.sys.pfn.Unlock()
 	for _, f := range r.frames {
 		if f != 0 {
 			r.sys.pfn.Unpin(f)
 		}
 	}
-	r.sys.pfn.Unlock()
-	clear(r.slices[:cap(r.slices)])
-	r.slices, r.frames, r.size = r.slices[:0], r.frames[:0], 0
-	r.Soft, r.Hard = 0, 0
-	readSets.Put(r)
 }
 
 func (s *System) newReadSet(pages uint64) *ReadSet {
@@ -69,6 +74,7 @@ type reading struct {
 	set         *ReadSet
 	bounce      func(page uint64) []byte
 	runs        []run
+	cached      bool // a READ into the host's cache before its first pass: the host has no copy of these pages
 }
 
 // Read makes the n > 0 bytes at off valid and returns them. The host will keep the pages: they enter the system cache's
@@ -78,12 +84,20 @@ func (g *Segment) Read(off int64, n int, reply []byte) (*ReadSet, error) {
 	g.sys.pressure.enter()
 	defer g.sys.pressure.leave()
 	g.sys.throttle()
-	return g.read(off, n, reply)
+	return g.read(off, n, reply, true, true)
 }
 
-// read is Read as a part of another request.
-func (g *Segment) read(off int64, n int, reply []byte) (*ReadSet, error) {
-	r := reading{g: g, first: uint64(off) >> PageShift, last: uint64(off+int64(n)-1) >> PageShift}
+// ReadPast is Read for a READ that goes past the host's cache (O_DIRECT): the host may have copies of the pages.
+func (g *Segment) ReadPast(off int64, n int, reply []byte) (*ReadSet, error) {
+	g.sys.pressure.enter()
+	defer g.sys.pressure.leave()
+	g.sys.throttle()
+	return g.read(off, n, reply, true, false)
+}
+
+// read is Read as a part of another request. host says that the host will keep the pages, cached that it has none of them.
+func (g *Segment) read(off int64, n int, reply []byte, host, cached bool) (*ReadSet, error) {
+	r := reading{g: g, first: uint64(off) >> PageShift, last: uint64(off+int64(n)-1) >> PageShift, cached: cached}
 	r.set = g.sys.newReadSet(r.last - r.first + 1)
 	r.bounce = func(page uint64) []byte {
 		at := int64(page)<<PageShift - off
@@ -94,7 +108,7 @@ func (g *Segment) read(off int64, n int, reply []byte) (*ReadSet, error) {
 		}
 		return alignedPage()
 	}
-	if err := r.do(true); err != nil {
+	if err := r.do(host); err != nil {
 		r.set.Done()
 		return nil, err
 	}
@@ -144,6 +158,9 @@ func (r *reading) do(host bool) error {
 	holes := host // make records of views over holes; without them those are not counted, but served
 	for {
 		wait, err := r.pass(host, holes)
+		if err == errEdited {
+			continue
+		}
 		if err == errGrow {
 			if err = r.g.sys.commit.grow(1); err != nil {
 				holes = false
@@ -183,6 +200,12 @@ func (r *reading) pass(host, holes bool) (wait *pageIO, err error) {
 	if g.deleted {
 		return nil, StatusDeleted
 	}
+	if r.cached {
+		if e, mine := g.meet(r.first, r.last); e != nil {
+			r.edited(e, mine)
+			return nil, errEdited
+		}
+	}
 	for p := r.first; p <= r.last; {
 		end := min(r.last, p|(ViewPages-1))
 		key := p >> viewShift
@@ -202,12 +225,31 @@ func (r *reading) pass(host, holes bool) (wait *pageIO, err error) {
 		}
 		p = end + 1
 	}
+	r.cached = false
 	r.readAhead()
 	for i := range r.runs {
 		n := &r.runs[i]
 		n.io = g.beginIO(n.first, n.first+uint64(len(n.frames))-1)
 	}
 	return wait, nil
+}
+
+// errEdited says that a store was applied to pages of the read, and the pass has to begin.
+var errEdited = errors.New("mm: pages were edited")
+
+// edited applies a store that the read has met, or waits for it. It gives the segment's lock up meanwhile.
+// +checklocks:r.g.mu
+func (r *reading) edited(e *edit, mine bool) {
+	r.set.unpin() // what a pass that failed half-way has found may change
+	clear(r.set.slices)
+	clear(r.set.frames)
+	r.g.mu.Unlock()
+	defer r.g.mu.Lock()
+	if mine {
+		r.g.run(e)
+	} else {
+		<-e.done
+	}
 }
 
 // abandon undoes the marking of a pass that failed half-way.

@@ -21,6 +21,7 @@ type noHost struct{}
 
 func (noHost) WriteBack(off, n int64) error  { return nil }
 func (noHost) Invalidate(off, n int64) error { return nil }
+func (noHost) Written() bool                 { return false }
 
 // TestRadixTree compares the tree of leaves with a sorted list of keys, from one key to keys at the far end of 8 EiB, and
 // sees that nothing of it is left when the keys are gone.

@@ -33,9 +33,14 @@
 // set, and no host or view is involved: pages leave when the working set is at its limit, when the process asks, or in turns
 // with other processes' when frames are short; a fault that finds none writes pages out itself. Locked pages are pinned.
 //
+// # Two copies
+//
+// Real programs see the host's copy of a page, simulated processes ours. Segment.Fetch and Segment.Store keep them coherent
+// (coherence.go).
+//
 // # Locks, in order
 //
-//	Segment.mu               structure of its tree, I/O records; one segment at a time
+//	Segment.mu               structure of its tree, I/O records, stores under way; one segment at a time
 //	  PFN lock (pfn.Database) frames, lists, all PTE words, the queue of views
 //	    recordBook.mu         bytes of records
 //	      commit.mu           charges
@@ -52,8 +57,8 @@
 // # Who waits for what
 //
 // Read and Write wait for store I/O, and never for the trimmer, an invalidation or each other, save for a fault on a page
-// whose I/O another fault has begun. Without a frame, Read answers from the reply's buffer and Write goes straight to a
-// slot. Commands (Trim…, Flush…) wait for the host and are bounded by their callers.
+// whose I/O another fault has begun, and for a simulated process's store into their page, which itself waits for store I/O
+// only. Without a frame, Read answers from the reply's buffer and Write goes straight to a slot. Commands (Trim…, Flush…) wait for the host and are bounded by their callers.
 package mm
 
 import (
@@ -127,6 +132,9 @@ type Host interface {
 	WriteBack(off, n int64) error
 	// Invalidate drops the host's copies of the pages in [off, off+n); the next touch is a fault. n < 0 means to the end.
 	Invalidate(off, n int64) error
+	// Written says whether programs may have written what the host has not sent: the file is open, or mapped, for writing.
+	// It waits for nothing.
+	Written() bool
 }
 
 // System is one memory manager.

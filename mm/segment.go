@@ -38,6 +38,10 @@ type Segment struct {
 	launder uint8 // trims that still have the host write back first
 	// +checklocks:mu
 	rule Rule
+	// +checklocks:mu
+	edits []*edit // stores of simulated processes under way (coherence.go)
+	// +checklocks:mu
+	expelling []*expulsion
 }
 
 // segmentFaults counts the faults on one segment's pages.

@@ -1,0 +1,380 @@
+package mm
+
+import (
+	"bytes"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// kernel is a page cache over one segment with the rules that matter here: a page that is not there is read under its lock,
+// an invalidation takes that lock, sends what is dirty and drops the page, a write that covers a page reads nothing, and a
+// page that is being written back can be stored into.
+type kernel struct {
+	seg *Segment
+
+	mu    sync.Mutex
+	pages map[uint64]*folio
+}
+
+type folio struct {
+	mu       sync.Mutex
+	uptodate bool
+	dirty    bool
+	gone     bool
+	bytes    [PageSize]byte
+}
+
+// lock finds or makes a page and locks it.
+func (k *kernel) lock(page uint64) *folio {
+	for {
+		k.mu.Lock()
+		f := k.pages[page]
+		if f == nil {
+			f = new(folio)
+			k.pages[page] = f
+		}
+		k.mu.Unlock()
+		f.mu.Lock()
+		if !f.gone {
+			return f
+		}
+		f.mu.Unlock()
+	}
+}
+
+// touch is an access of a program through a mapping.
+func (k *kernel) touch(t *testing.T, page uint64, write bool, do func(b []byte)) {
+	f := k.lock(page)
+	defer f.mu.Unlock()
+	if !f.uptodate {
+		set, err := k.seg.Read(int64(page)<<PageShift, PageSize, make([]byte, PageSize))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		b := f.bytes[:0]
+		for _, s := range set.Slices() {
+			b = append(b, s...)
+		}
+		set.Done()
+		f.uptodate = true
+	}
+	do(f.bytes[:])
+	f.dirty = f.dirty || write
+}
+
+// replace is a write(2) of a whole page.
+func (k *kernel) replace(page uint64, b []byte) {
+	f := k.lock(page)
+	copy(f.bytes[:], b)
+	f.uptodate, f.dirty = true, true
+	f.mu.Unlock()
+}
+
+func (k *kernel) cached(off, n int64) (pages []uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for p := range k.pages {
+		if at := int64(p) << PageShift; n < 0 || at < off+n && at+PageSize > off {
+			pages = append(pages, p)
+		}
+	}
+	return pages
+}
+
+func (k *kernel) WriteBack(off, n int64) error {
+	for _, p := range k.cached(off, n) {
+		f := k.lock(p)
+		dirty, b := f.dirty, f.bytes
+		f.dirty = false
+		if !f.uptodate { // lock made it
+			k.drop(p, f)
+		}
+		f.mu.Unlock()
+		if dirty {
+			if err := k.seg.Write(int64(p)<<PageShift, b[:]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (k *kernel) Invalidate(off, n int64) error {
+	for _, p := range k.cached(off, n) {
+		f := k.lock(p)
+		if f.dirty {
+			if err := k.seg.Write(int64(p)<<PageShift, f.bytes[:]); err != nil {
+				f.mu.Unlock()
+				return err
+			}
+		}
+		k.drop(p, f)
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+// drop takes a locked page out.
+func (k *kernel) drop(page uint64, f *folio) {
+	f.gone = true
+	k.mu.Lock()
+	delete(k.pages, page)
+	k.mu.Unlock()
+}
+
+func (k *kernel) Written() bool { return true }
+
+// simStore stores as a view of a simulated process does.
+func simStore(g *Segment, off int64, data []byte) error {
+	page := uint64(off) >> PageShift
+	return g.Store(page, page, func() error {
+		var none uint64
+		w := writing{g: g, off: off, data: data, budget: &none, aside: true}
+		return w.do()
+	})
+}
+
+// simLoad loads as a view does.
+func simLoad(g *Segment, off int64, buf []byte) error {
+	if err := g.Fetch(off, int64(len(buf))); err != nil {
+		return err
+	}
+	set, err := g.read(off, len(buf), nil, false, false)
+	if err != nil {
+		return err
+	}
+	for _, s := range set.Slices() {
+		buf = buf[copy(buf, s):]
+	}
+	set.Done()
+	return nil
+}
+
+// TestCoherence has programs and simulated processes store into the same pages at once, each its own words, while pages
+// are written back and trimmed. No store is lost on either side, and what has been stored is seen by the other side at
+// once.
+func TestCoherence(t *testing.T) {
+	const pages, each, rounds = 2, 3, 1500
+	s := newTestSystem(t, 64)
+	k := &kernel{pages: make(map[uint64]*folio)}
+	g := s.NewSegment(k)
+	k.seg = g
+	if err := g.Commit(0, pages-1); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	var stop atomic.Bool
+	var helpers, workers sync.WaitGroup
+	for _, f := range []func() error{
+		func() error { return k.WriteBack(0, -1) },
+		func() error { _, err := s.TrimAll(); return err },
+	} {
+		helpers.Go(func() {
+			for !stop.Load() {
+				if err := f(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	// published is what each worker has stored for sure: program i and simulated process i count in words of their own.
+	var published [pages][2][each]atomic.Uint64
+	at := func(side, i int) int { return side*PageSize/2 + i*8 }
+	look := func(page uint64, side, i int, read func() uint64) {
+		want := published[page][side][i].Load()
+		if got := read(); got < want {
+			t.Errorf("page %d: word %d of side %d reads %d after %d was stored", page, i, side, got, want)
+			stop.Store(true)
+		}
+	}
+	for page := range uint64(pages) {
+		for i := range each {
+			workers.Go(func() {
+				for n := uint64(1); n <= rounds && !stop.Load(); n++ {
+					k.touch(t, page, true, func(b []byte) {
+						word := b[at(0, i):]
+						if got := binary.LittleEndian.Uint64(word); got != n-1 {
+							t.Errorf("page %d: program %d finds %d, had stored %d", page, i, got, n-1)
+							stop.Store(true)
+						}
+						binary.LittleEndian.PutUint64(word, n)
+					})
+					published[page][0][i].Store(n)
+					look(page, 1, i, func() (v uint64) {
+						k.touch(t, page, false, func(b []byte) { v = binary.LittleEndian.Uint64(b[at(1, i):]) })
+						return v
+					})
+				}
+			})
+			workers.Go(func() {
+				var word [8]byte
+				for n := uint64(1); n <= rounds && !stop.Load(); n++ {
+					binary.LittleEndian.PutUint64(word[:], n)
+					if err := simStore(g, int64(page)<<PageShift+int64(at(1, i)), word[:]); err != nil {
+						t.Error(err)
+					}
+					published[page][1][i].Store(n)
+					look(page, 0, i, func() uint64 {
+						if err := simLoad(g, int64(page)<<PageShift+int64(at(0, i)), word[:]); err != nil {
+							t.Error(err)
+						}
+						return binary.LittleEndian.Uint64(word[:])
+					})
+				}
+			})
+		}
+	}
+	workers.Wait()
+	stop.Store(true)
+	helpers.Wait()
+	for page := range uint64(pages) {
+		for i := range each {
+			for side := range 2 {
+				k.touch(t, page, false, func(b []byte) {
+					if got := binary.LittleEndian.Uint64(b[at(side, i):]); got != rounds {
+						t.Errorf("page %d: word %d of side %d is %d at the end", page, i, side, got)
+					}
+				})
+			}
+		}
+	}
+	endCoherence(t, s, g)
+}
+
+func endCoherence(t *testing.T, s *System, g *Segment) {
+	t.Helper()
+	for _, err := range s.Check() {
+		t.Error(err)
+	}
+	g.mu.Lock()
+	if len(g.edits)+len(g.expelling) > 0 {
+		t.Errorf("%d edits and %d expulsions are left", len(g.edits), len(g.expelling))
+	}
+	g.mu.Unlock()
+	g.Delete()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCoherenceOfWholePages has programs write whole pages, which asks us for nothing, against stores into them. Whoever
+// comes last, the host and we agree in the end.
+func TestCoherenceOfWholePages(t *testing.T) {
+	s := newTestSystem(t, 64)
+	k := &kernel{pages: make(map[uint64]*folio)}
+	g := s.NewSegment(k)
+	k.seg = g
+	if err := g.Commit(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 2000 {
+		whole := bytes.Repeat([]byte{byte(round)}, PageSize)
+		edit := []byte{^byte(round)}
+		var both sync.WaitGroup
+		both.Go(func() {
+			k.replace(0, whole)
+			if round%2 == 0 {
+				_ = k.WriteBack(0, -1)
+			}
+		})
+		both.Go(func() {
+			if err := simStore(g, 100, edit); err != nil {
+				t.Error(err)
+			}
+		})
+		both.Wait()
+		var seen [PageSize]byte
+		k.touch(t, 0, false, func(b []byte) { copy(seen[:], b) })
+		got := make([]byte, PageSize)
+		if err := simLoad(g, 0, got); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, seen[:]) {
+			t.Fatalf("round %d: a program reads %x…, a process %x…", round, seen[96:104], got[96:104])
+		}
+		if got[99] != byte(round) || got[100] != whole[0] && got[100] != edit[0] {
+			t.Fatalf("round %d: the page reads %x… after %x and an edit to %x", round, got[96:104], whole[0], edit)
+		}
+	}
+	endCoherence(t, s, g)
+}
+
+// TestStoreFails: a store whose pages cannot be had, or that the host refuses to give up, is an error and leaves nothing
+// behind.
+func TestStoreFails(t *testing.T) {
+	s := newTestSystem(t, 64)
+	h := &stubborn{}
+	g := s.NewSegment(h)
+	if err := g.Write(0, make([]byte, PageSize)); err != nil {
+		t.Fatal(err)
+	}
+	h.err = StatusBusy
+	ran := false
+	if err := g.Store(0, 0, func() error { ran = true; return nil }); err != StatusBusy || ran {
+		t.Errorf("a store into a page that the host keeps: %v, applied: %v", err, ran)
+	}
+	if err := g.Fetch(0, 1); err != StatusBusy {
+		t.Errorf("a fetch of it: %v", err)
+	}
+	h.err = nil
+	if err := g.Store(0, 0, func() error { ran = true; return StatusInPageError }); err != StatusInPageError || !ran {
+		t.Errorf("a store that fails: %v", err)
+	}
+	endCoherence(t, s, g)
+}
+
+// stubborn is a host whose invalidations can fail.
+type stubborn struct{ err error }
+
+func (h *stubborn) WriteBack(off, n int64) error  { return h.err }
+func (h *stubborn) Invalidate(off, n int64) error { return h.err }
+func (h *stubborn) Written() bool                 { return true }
+
+// TestReadAppliesStore: a READ that comes in the middle of an invalidation applies the store that waits for it, and is
+// answered with it; one that goes past the host's cache is not.
+func TestReadAppliesStore(t *testing.T) {
+	s := newTestSystem(t, 64)
+	h := &greedy{}
+	g := s.NewSegment(h)
+	h.seg = g
+	if err := g.Write(0, make([]byte, PageSize)); err != nil {
+		t.Fatal(err)
+	}
+	if err := simStore(g, 7, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if h.past != 0 || h.cached != 1 || h.invalidations != 1 {
+		t.Errorf("an O_DIRECT READ saw %d, a READ %d, after %d invalidations; want 0, 1, 1", h.past, h.cached, h.invalidations)
+	}
+	endCoherence(t, s, g)
+}
+
+// greedy is a host that asks for the page again as soon as it has dropped it.
+type greedy struct {
+	seg           *Segment
+	past, cached  byte
+	invalidations int
+}
+
+func (h *greedy) WriteBack(off, n int64) error { return nil }
+func (h *greedy) Written() bool                { return true }
+
+func (h *greedy) Invalidate(off, n int64) error {
+	h.invalidations++
+	for _, read := range []struct {
+		do  func(int64, int, []byte) (*ReadSet, error)
+		got *byte
+	}{{h.seg.ReadPast, &h.past}, {h.seg.Read, &h.cached}} {
+		set, err := read.do(0, PageSize, make([]byte, PageSize))
+		if err != nil {
+			return err
+		}
+		*read.got = set.Slices()[0][7]
+		set.Done()
+	}
+	return nil
+}
