@@ -101,7 +101,7 @@ func (g *Segment) Store(first, last uint64, apply func() error) error {
 			time.Sleep(min(time.Duration(try)*10*time.Microsecond, time.Millisecond))
 		}
 	}
-	g.run(e)
+	g.run(e, 1, 0)
 	return g.stored(e)
 }
 
@@ -131,13 +131,20 @@ func (g *Segment) stored(e *edit) error {
 // storeTries is how often a store invalidates its pages before it gives up.
 const storeTries = 5000
 
-// run applies an edit that the caller has marked running.
-func (g *Segment) run(e *edit) {
+// run applies an edit that the caller has marked running. Of its pages, the host may get a copy meanwhile by a WRITE, but
+// by no READ: those wait, but for the one of pages first..last that it is applied for.
+func (g *Segment) run(e *edit, first, last uint64) {
 	e.err = e.apply()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	e.again = g.held(e.first, e.last) // by no READ: they wait
+	e.again = g.heldBeside(e, first, last)
 	g.endEdit(e)
+}
+
+// heldBeside is held for the pages of an edit that are not among first..last.
+// +checklocks:g.mu
+func (g *Segment) heldBeside(e *edit, first, last uint64) bool {
+	return e.first < first && g.held(e.first, min(e.last, first-1)) || e.last > last && g.held(max(e.first, last+1), e.last)
 }
 
 // withdraw ends an edit that nobody has begun to apply; false if somebody has.
@@ -171,7 +178,7 @@ func (g *Segment) meet(first, last uint64) (e *edit, mine bool) {
 		if e.state == editRunning {
 			return e, false
 		}
-		if e.first < first && g.held(e.first, first-1) || e.last > last && g.held(last+1, e.last) {
+		if g.heldBeside(e, first, last) {
 			continue // its own turn comes: the host has this page again
 		}
 		e.state = editRunning

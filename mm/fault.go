@@ -246,7 +246,7 @@ func (r *reading) edited(e *edit, mine bool) {
 	r.g.mu.Unlock()
 	defer r.g.mu.Lock()
 	if mine {
-		r.g.run(e)
+		r.g.run(e, r.first, r.last)
 	} else {
 		<-e.done
 	}

@@ -98,3 +98,4 @@ type nobody struct{}
 
 func (nobody) WriteBack(int64, int64) error  { return nil }
 func (nobody) Invalidate(int64, int64) error { return nil }
+func (nobody) Written() bool                 { return false }
