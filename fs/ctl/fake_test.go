@@ -71,6 +71,7 @@ type fakeHost struct{ *fakeFile }
 
 func (fakeHost) WriteBack(off, n int64) error  { return nil }
 func (fakeHost) Invalidate(off, n int64) error { return nil }
+func (fakeHost) Written() bool                 { return false }
 
 // fakeFile is a file of the given pages, in order.
 type fakeFile struct {
