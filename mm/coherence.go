@@ -64,15 +64,15 @@ func (g *Segment) Fetch(off, n int64) error {
 // WRITEs.
 const fetchPages = 8
 
-// Store runs apply, which stores bytes into pages first..last of our copy, exactly once and in such a way that it is
-// neither lost nor hidden by a copy that the host has. When Store returns, every program sees it. apply waits for store
-// I/O only, and may run in the handler of a READ. Its error is Store's.
+// Edit runs apply, which stores bytes into pages first..last of our copy, exactly once and in such a way that it is
+// neither lost nor hidden by a copy that the host has. When Edit returns, every program sees it. apply waits for store
+// I/O only, and may run in the handler of a READ. Its error is Edit's.
 //
 // A store into one page ends however busy its page is. One that crosses pages needs a moment at which the host has none of
 // them, and may find that there is none: StatusBusy, and apply has not run.
 //
 // It waits for the host, as Fetch does.
-func (g *Segment) Store(first, last uint64, apply func() error) error {
+func (g *Segment) Edit(first, last uint64, apply func() error) error {
 	if g.host == nil {
 		return apply()
 	}

@@ -14,7 +14,8 @@ import (
 type kernel struct {
 	seg *Segment
 
-	mu    sync.Mutex
+	mu sync.Mutex
+	// +checklocks:mu
 	pages map[uint64]*folio
 }
 
@@ -28,6 +29,8 @@ type folio struct {
 }
 
 // lock finds or makes a page and locks it.
+//
+// +checklocksignore
 func (k *kernel) lock(page uint64) *folio {
 	for {
 		k.mu.Lock()
@@ -46,6 +49,8 @@ func (k *kernel) lock(page uint64) *folio {
 }
 
 // touch is an access of a program through a mapping.
+//
+// +checklocksignore
 func (k *kernel) touch(t *testing.T, page uint64, write bool, do func(b []byte)) {
 	f := k.lock(page)
 	defer f.mu.Unlock()
@@ -67,6 +72,8 @@ func (k *kernel) touch(t *testing.T, page uint64, write bool, do func(b []byte))
 }
 
 // replace is a write(2) of a whole page.
+//
+// +checklocksignore
 func (k *kernel) replace(page uint64, b []byte) {
 	f := k.lock(page)
 	copy(f.bytes[:], b)
@@ -85,6 +92,7 @@ func (k *kernel) cached(off, n int64) (pages []uint64) {
 	return pages
 }
 
+// +checklocksignore
 func (k *kernel) WriteBack(off, n int64) error {
 	for _, p := range k.cached(off, n) {
 		f := k.lock(p)
@@ -105,6 +113,7 @@ func (k *kernel) WriteBack(off, n int64) error {
 	return nil
 }
 
+// +checklocksignore
 func (k *kernel) Invalidate(off, n int64) error {
 	for _, p := range k.cached(off, n) {
 		f := k.lock(p)
@@ -136,9 +145,9 @@ func (k *kernel) Written() bool { return true }
 // simStore stores as a view of a simulated process does, whose working set the page leaves at once.
 func simStore(g *Segment, off int64, data []byte) error {
 	page := uint64(off) >> PageShift
-	return g.Store(page, page, func() error {
+	return g.Edit(page, page, func() error {
 		var none uint64
-		w := writing{g: g, off: off, data: data, budget: &none, aside: true}
+		w := writing{g: g, off: off, data: data, budget: &none, inside: true}
 		err := w.do()
 		simTrim(g, page)
 		return err
@@ -323,9 +332,9 @@ func TestCoherenceOfWholePages(t *testing.T) {
 	endCoherence(t, s, g)
 }
 
-// TestStoreFails: a store whose pages cannot be had, or that the host refuses to give up, is an error and leaves nothing
+// TestEditFails: a store whose pages cannot be had, or that the host refuses to give up, is an error and leaves nothing
 // behind.
-func TestStoreFails(t *testing.T) {
+func TestEditFails(t *testing.T) {
 	s := newTestSystem(t, 64)
 	h := &stubborn{}
 	g := s.NewSegment(h)
@@ -334,14 +343,14 @@ func TestStoreFails(t *testing.T) {
 	}
 	h.err = StatusBusy
 	ran := false
-	if err := g.Store(0, 0, func() error { ran = true; return nil }); err != StatusBusy || ran {
+	if err := g.Edit(0, 0, func() error { ran = true; return nil }); err != StatusBusy || ran {
 		t.Errorf("a store into a page that the host keeps: %v, applied: %v", err, ran)
 	}
 	if err := g.Fetch(0, 1); err != StatusBusy {
 		t.Errorf("a fetch of it: %v", err)
 	}
 	h.err = nil
-	if err := g.Store(0, 0, func() error { ran = true; return StatusInPageError }); err != StatusInPageError || !ran {
+	if err := g.Edit(0, 0, func() error { ran = true; return StatusInPageError }); err != StatusInPageError || !ran {
 		t.Errorf("a store that fails: %v", err)
 	}
 	endCoherence(t, s, g)
@@ -354,9 +363,9 @@ func (h *stubborn) WriteBack(off, n int64) error  { return h.err }
 func (h *stubborn) Invalidate(off, n int64) error { return h.err }
 func (h *stubborn) Written() bool                 { return true }
 
-// TestReadAppliesStore: a READ that comes in the middle of an invalidation applies the store that waits for it, and is
+// TestReadAppliesEdit: a READ that comes in the middle of an invalidation applies the store that waits for it, and is
 // answered with it. One that goes past the host's cache is not, and the store invalidates again.
-func TestReadAppliesStore(t *testing.T) {
+func TestReadAppliesEdit(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		read          func(*Segment, int64, int, []byte) (*ReadSet, error)

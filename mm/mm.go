@@ -35,7 +35,7 @@
 //
 // # Two copies
 //
-// Real programs see the host's copy of a page, simulated processes ours. Segment.Fetch and Segment.Store keep them coherent
+// Real programs see the host's copy of a page, simulated processes ours. Segment.Fetch and Segment.Edit keep them coherent
 // (coherence.go).
 //
 // # Locks, in order

@@ -80,7 +80,7 @@ type writing struct {
 	off    int64
 	data   []byte
 	budget *uint64
-	aside  bool // not of the host's: it does not keep the pages
+	inside bool // nobody but us: the host does not keep the pages
 
 	// patched are the whole contents, old bytes and new, of pages that the write covers only in part and that had to be read
 	// back without a frame; each is good as long as the PTE is still the one it was read through.
@@ -151,7 +151,7 @@ func (w *writing) readBack(page uint64) error {
 	g := w.g
 	was := g.pteOf(page)
 	buf := alignedPage()
-	set, err := g.read(int64(page)<<PageShift, PageSize, buf, !w.aside, false)
+	set, err := g.read(int64(page)<<PageShift, PageSize, buf, !w.inside, false)
 	if err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func (w *writing) try() (wait *pageIO, read *uint64, err error) {
 		return wait, read, err
 	}
 	w.takeFrames(id, l)
-	if !w.aside {
+	if !w.inside {
 		s.mapHost(id, l, pageMask(lo, hi))
 	}
 	s.pfn.Unlock()
