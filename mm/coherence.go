@@ -23,6 +23,21 @@ import (
 // A WRITE that arrives in between is what programs stored before; the edit goes on top of it. READs wait for an edit that
 // is being applied, which waits for store I/O only, and for nothing else. No lock is held across the invalidation.
 
+// sharing is what a segment that simulated processes use has under way. Segment.mu guards it.
+type sharing struct {
+	edits     []*edit
+	expelling []*expulsion
+}
+
+// sharing is the segment's, made if need be.
+// +checklocks:g.mu
+func (g *Segment) sharing() *sharing {
+	if g.shared == nil {
+		g.shared = new(sharing)
+	}
+	return g.shared
+}
+
 // edit is a store of a simulated process under way.
 type edit struct {
 	first, last uint64 // pages
@@ -79,7 +94,8 @@ func (g *Segment) Edit(first, last uint64, apply func() error) error {
 	written := g.host.Written()
 	e := &edit{first: first, last: last, apply: apply, done: make(chan struct{})}
 	g.mu.Lock()
-	g.edits = append(g.edits, e)
+	h := g.sharing()
+	h.edits = append(h.edits, e)
 	mine := !written && g.begin(e)
 	g.mu.Unlock()
 	for try := 1; !mine; try++ {
@@ -161,8 +177,8 @@ func (g *Segment) withdraw(e *edit) bool {
 // +checklocks:g.mu
 func (g *Segment) endEdit(e *edit) {
 	e.state = editDone
-	i := slices.Index(g.edits, e)
-	g.edits = slices.Delete(g.edits, i, i+1)
+	i := slices.Index(g.shared.edits, e)
+	g.shared.edits = slices.Delete(g.shared.edits, i, i+1)
 	close(e.done)
 }
 
@@ -171,7 +187,10 @@ func (g *Segment) endEdit(e *edit) {
 // reaches beyond them can be applied only if it has none of the others.
 // +checklocks:g.mu
 func (g *Segment) meet(first, last uint64) (e *edit, mine bool) {
-	for _, e := range g.edits {
+	if g.shared == nil {
+		return nil, false
+	}
+	for _, e := range g.shared.edits {
 		if e.last < first || e.first > last {
 			continue
 		}
@@ -191,7 +210,7 @@ func (g *Segment) meet(first, last uint64) (e *edit, mine bool) {
 // +checklocks:g.mu
 func (g *Segment) held(first, last uint64) bool {
 	s := g.sys
-	for _, x := range g.expelling {
+	for _, x := range g.sharing().expelling {
 		if x.last < first || x.first > last {
 			continue
 		}
@@ -237,7 +256,8 @@ func (g *Segment) expel(first, last uint64) error {
 		}
 		s.pfn.Unlock()
 	}
-	g.expelling = append(g.expelling, x)
+	h := g.sharing()
+	h.expelling = append(h.expelling, x)
 	g.mu.Unlock()
 
 	off, n := int64(first)<<PageShift, int64(last-first+1)<<PageShift
@@ -247,8 +267,8 @@ func (g *Segment) expel(first, last uint64) error {
 	s.n.invalidations.Add(1)
 
 	g.mu.Lock()
-	i := slices.Index(g.expelling, x)
-	g.expelling = slices.Delete(g.expelling, i, i+1)
+	i := slices.Index(h.expelling, x)
+	h.expelling = slices.Delete(h.expelling, i, i+1)
 	for _, v := range x.views {
 		key := v.base >> viewShift
 		id := g.leafAt(key)

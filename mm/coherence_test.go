@@ -280,8 +280,8 @@ func endCoherence(t *testing.T, s *System, g *Segment) {
 		t.Error(err)
 	}
 	g.mu.Lock()
-	if len(g.edits)+len(g.expelling) > 0 {
-		t.Errorf("%d edits and %d expulsions are left", len(g.edits), len(g.expelling))
+	if h := g.sharing(); len(h.edits)+len(h.expelling) > 0 {
+		t.Errorf("%d edits and %d expulsions are left", len(h.edits), len(h.expelling))
 	}
 	g.mu.Unlock()
 	g.Delete()

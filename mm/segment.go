@@ -39,9 +39,7 @@ type Segment struct {
 	// +checklocks:mu
 	rule Rule
 	// +checklocks:mu
-	edits []*edit // stores of simulated processes under way (coherence.go)
-	// +checklocks:mu
-	expelling []*expulsion
+	shared *sharing // with simulated processes; nil = not yet
 }
 
 // segmentFaults counts the faults on one segment's pages.
