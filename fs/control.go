@@ -113,6 +113,7 @@ func (n *controlNode) isDir() bool {
 // controlHandle is an open file of the control tree.
 type controlHandle struct {
 	node   controlNode
+	access uint32      // O_RDONLY, O_WRONLY or O_RDWR
 	text   *ctl.Text   // of a readable file
 	stream *ctl.Stream // of one that is rendered while it is read
 
@@ -276,7 +277,7 @@ func (n *controlNode) valid() bool {
 	default:
 		return false
 	}
-	return n.row < rows && !(n.json && (n.isDir() || n.isCtl() || n.kind == controlSelf))
+	return n.row < rows && !(n.json && (n.isDir() || n.isCtl() || n.isMemory() || n.kind == controlSelf))
 }
 
 // enter answers a lookup of n.
@@ -430,7 +431,7 @@ func (n *controlNode) perm() (perm uint32, residency bool) {
 // isCtl says that the node takes commands.
 func (n *controlNode) isCtl() bool {
 	perm, _ := n.perm()
-	return perm&0200 != 0
+	return perm&0200 != 0 && !n.isMemory()
 }
 
 // guardedAttr is the attributes of a real node, with permissions that are safe to copy. A node with an ACL may let less of
@@ -487,6 +488,9 @@ func (c *controlTree) fillAttr(n *controlNode, out *fuse.Attr) {
 	if s := n.proc; s != nil {
 		out.Mode = n.controlMode(0)
 		out.Owner = s.owner
+		if n.isMemory() {
+			out.Size = memorySize
+		}
 		out.SetTimes(&s.born, &s.born, &s.born)
 		return
 	}
@@ -523,7 +527,7 @@ func (c *controlTree) setattr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *f
 	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 || n.isDir() {
 		return fuse.EPERM
 	}
-	if !n.isCtl() {
+	if !n.isCtl() && !n.isMemory() {
 		return fuse.EACCES
 	}
 	if size, ok := in.GetSize(); ok && size != 0 {
@@ -609,9 +613,11 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 	case gone(n.real):
 		return fuse.ENOENT
 	}
-	h := &controlHandle{node: n}
+	h := &controlHandle{node: n, access: in.Flags & syscall.O_ACCMODE}
 	flags := uint32(fuse.FOPEN_DIRECT_IO)
-	if n.isCtl() {
+	if n.isMemory() {
+		c.window(&n) // before anything can be mapped
+	} else if n.isCtl() {
 		flags |= fuse.FOPEN_STREAM
 		answer := c.lastAnswer(&n)
 		h.mu.Lock()
@@ -711,6 +717,9 @@ func (c *controlTree) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) 
 		return nil, fuse.EBADF
 	}
 	buf = buf[:min(len(buf), int(in.Size))]
+	if h.node.isMemory() {
+		return c.readMemory(h, in, buf)
+	}
 	if h.text != nil {
 		n, err := h.text.ReadAt(buf, int64(in.Offset))
 		if err != nil && err != io.EOF {
@@ -730,6 +739,9 @@ func (c *controlTree) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) 
 
 func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	h := c.handle(in.Fh)
+	if h != nil && h.node.isMemory() {
+		return c.writeMemory(h, in, data)
+	}
 	if h == nil || !h.node.isCtl() {
 		return 0, fuse.EBADF
 	}
@@ -753,7 +765,10 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 			c.steerableFolders(h.node.real, &caller, f)
 		}}, data, c.env)
 	case controlProcessRow:
-		answer, failed = h.node.proc.execute(data)
+		var st fuse.Status
+		if answer, failed, st = c.processes.execute(h.node.proc, data, c.env.Gate); !st.Ok() {
+			return 0, st
+		}
 	case controlPolicyRow:
 		if st := c.setPolicy(&h.node, data); !st.Ok() {
 			return 0, st

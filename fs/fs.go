@@ -27,6 +27,7 @@
 //	process.go  simulated processes in it
 //	program.go  real programs' processes in it
 //	owners.go   who filled the mount
+//	memory.go   the address spaces of processes as files
 //	rule.go     rules for files' pages, as attributes
 //
 // # Node ids

@@ -33,6 +33,7 @@ type simulated struct {
 	process *process.Process
 	session *win32.Session // one for the life of the process: its variables live as long
 	program *program       // whose it is; nil = nobody's, it ends by rmdir
+	raises  raises         // of guard pages, through mappings of its mem
 }
 
 // processTable is the processes of a mount.
@@ -205,6 +206,7 @@ func (t *processTable) end(s *simulated) {
 	t.mu.Unlock()
 	t.machine.End(s.process)
 	s.program.forget()
+	s.raises.close()
 }
 
 // close ends all processes. None is started any more.
@@ -232,6 +234,19 @@ func (t *processTable) list() (list []*ctl.Process) {
 		list = append(list, s.described())
 	}
 	return list
+}
+
+// execute runs the lines of one write. Calls of processes that real programs map wait for the host to send and drop pages,
+// so only so many may run at once then: EBUSY.
+func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (replies []byte, failed syscall.Errno, st fuse.Status) {
+	if slices.ContainsFunc(t.machine.Processes(), (*process.Process).Mapped) {
+		if !gate.TryEnter() {
+			return nil, 0, fuse.EBUSY
+		}
+		defer gate.Leave()
+	}
+	replies, failed = s.execute(input)
+	return replies, failed, fuse.OK
 }
 
 // execute runs the lines of one write. The errno is that of the last line that was one.

@@ -264,7 +264,7 @@ func (f *fileSystem) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]b
 
 func (f *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	if isControl(in.NodeId) {
-		return fuse.EINVAL
+		return f.control.lseek(in, out)
 	}
 	n, st := f.regular(in.NodeId)
 	if !st.Ok() {

@@ -20,7 +20,7 @@ type counters struct {
 func (s *System) Snapshot() Snapshot {
 	s.pfn.Lock()
 	c := s.pfn.Counts()
-	pages, views, limit := s.cache.pages+s.cache.leaving, s.cache.views, s.cache.limit
+	pages, views, limit := s.cache.pages+s.cache.leaving+s.cache.foreign, s.cache.views, s.cache.limit
 	locked := s.locked
 	budget, frames := s.budget, s.pfn.Frames()
 	s.pfn.Unlock()

@@ -24,6 +24,8 @@ type Space struct {
 	hand atomic.Uint64 // view that trimming goes on from: pages leave round-robin by address
 
 	locked uint64 // pages; PFN lock
+
+	trimmed atomic.Pointer[func(base, mask uint64)] // see OnTrim
 }
 
 // NewSpace makes an empty private memory.
@@ -569,7 +571,7 @@ func (p *Space) Empty() uint64 { return p.Trim(0, MaxSize>>PageShift) }
 // +checklocksignore
 func (p *Space) trimLeaf(l *leaf, mask uint64) (n uint64) {
 	s := p.seg.sys
-	leave := uint64(0)
+	leave, gone := uint64(0), uint64(0)
 	for m := mask &^ l.host; m != 0; {
 		i := lowestBit(&m)
 		w := s.rec.word(l, i)
@@ -579,11 +581,15 @@ func (p *Space) trimLeaf(l *leaf, mask uint64) (n uint64) {
 		n++
 		if l.reset()>>i&1 != 0 {
 			s.drop(l, i)
+			gone |= 1 << i
 		} else {
 			leave |= 1 << i
 		}
 	}
 	s.trimPages(l, leave)
+	if f := p.trimmed.Load(); f != nil && leave|gone != 0 {
+		(*f)(l.base, leave|gone)
+	}
 	return n
 }
 

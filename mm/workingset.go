@@ -18,6 +18,7 @@ type systemCache struct {
 
 	laundry chan struct{} // one write-back of the trimmer's at a time
 
+	foreign uint64 // pages of processes' memory that the host may hold
 	pages   uint64 // bits set in all leaves
 	leaving uint64 // pages of views being trimmed just now: the host may still have them
 	views   uint64
@@ -78,7 +79,7 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 		s.enqueue(id, l)
 		s.n.viewsMapped.Add(1)
 	}
-	if c.pages+c.leaving > c.limit {
+	if c.pages+c.leaving+c.foreign > c.limit {
 		s.trimmer.kick()
 	}
 }
@@ -310,7 +311,7 @@ func (s *System) trimOldest(launder bool) (views int, moved uint64, err error) {
 func (s *System) overLimit() bool {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	if s.cache.pages > s.cache.limit {
+	if s.cache.pages > 0 && s.cache.pages+s.cache.foreign > s.cache.limit {
 		return true
 	}
 	low := s.lowFrames()

@@ -16,12 +16,16 @@ type Process struct {
 	UID    uint32 // whose it is
 }
 
+// MemoryName is the file of a process's address space, which is neither text nor takes commands.
+const MemoryName = "mem"
+
 // PerProcess is the table of the control files of a simulated process, in its folder .proc/NAME.
 var PerProcess = []Entry[*Process]{
 	{Name: "status", Perm: 0444, Help: "what it is, and how much memory it has", Render: processStatus},
 	{Name: "dep", Perm: 0444, Help: "DEP (permanent), DEP, or an empty line", Render: processDEP},
 	{Name: "maps", Perm: 0400, Help: "its regions: state, type, protection now and at allocation", Render: processMaps},
 	{Name: "pagemap", Perm: 0400, Help: "one line a page that it has: state, frame, where its copy is", Render: processPages},
+	{Name: MemoryName, Perm: 0600, Help: "its address space: offset is virtual address; read, write, mmap"},
 	{Name: "ctl", Perm: 0600, Help: "takes Win32 calls, one a line: r = VirtualAlloc 0 0x10000 MEM_COMMIT PAGE_READWRITE"},
 }
 

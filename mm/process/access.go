@@ -10,11 +10,23 @@ import (
 // Read copies memory into buf, as loads do. The pages are checked in order before any is read, so that what faults has no
 // effect but that of the exception: an *Exception, with the address of the first byte that could not be read.
 func (p *Process) Read(addr uint64, buf []byte) error {
+	p.fetch(addr, uint64(len(buf)))
+	return p.read(addr, buf)
+}
+
+func (p *Process) read(addr uint64, buf []byte) error {
 	return p.touch(Read, addr, uint64(len(buf)), func(v *vad, at, i, n uint64) error { return p.load(v, at, buf[i:i+n]) })
 }
 
 // Write copies data into memory, as stores do. Like Read, all or nothing.
 func (p *Process) Write(addr uint64, data []byte) error {
+	end := p.editing(addr, data)
+	err := p.write(addr, data)
+	end(err)
+	return err
+}
+
+func (p *Process) write(addr uint64, data []byte) error {
 	return p.touch(Write, addr, uint64(len(data)), func(v *vad, at, i, n uint64) error { return p.store(v, at, data[i:i+n]) })
 }
 

@@ -67,12 +67,16 @@ func (p *Process) Offer(addr, size uint64, priority uint32) error {
 	if priority < 1 || priority > 4 {
 		return InvalidParameter
 	}
-	return p.contents(addr, size, anyPage, true, func(first, last uint64) error {
+	p.fetch(addr, size)
+	end := p.revoking(addr, size, false)
+	err := p.contents(addr, size, anyPage, true, func(first, last uint64) error {
 		p.space.UnlockAll(first, last)
 		// Pages leave the working set only to be dropped, which is wanted when frames are short, and not before.
 		p.space.Reset(first, last)
 		return nil
 	})
+	end(err)
+	return err
 }
 
 // Reclaim is ReclaimVirtualMemory. Busy: the contents were dropped; the pages can be used, and are zeros or what they were.
@@ -87,10 +91,13 @@ func (p *Process) Reclaim(addr, size uint64) error {
 
 // Discard is DiscardVirtualMemory: the contents are dropped at once; the pages stay committed.
 func (p *Process) Discard(addr, size uint64) error {
-	return p.contents(addr, size, anyPage, false, func(first, last uint64) error {
+	end := p.revoking(addr, size, true)
+	err := p.contents(addr, size, anyPage, false, func(first, last uint64) error {
 		p.space.Discard(first, last)
 		return nil
 	})
+	end(err)
+	return err
 }
 
 // Range is an entry of PrefetchVirtualMemory.

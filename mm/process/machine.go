@@ -12,6 +12,7 @@ import (
 // Machine is what processes run on: one memory manager, a boot policy for DEP, and the processes there are.
 type Machine struct {
 	sys      *mm.System
+	shooter  *shooter
 	listener Listener
 	files    Files
 	images   ImageReader // nil = there are no images
@@ -44,7 +45,7 @@ type Listener struct {
 // NewMachine makes a machine without processes on sys, booted with a DEP policy.
 func NewMachine(sys *mm.System, policy Policy, l Listener) *Machine {
 	return &Machine{
-		sys: sys, policy: policy, listener: l, processes: make(map[uint32]*Process),
+		sys: sys, shooter: newShooter(sys), policy: policy, listener: l, processes: make(map[uint32]*Process),
 		optIn: make(map[string]bool), optOut: make(map[string]bool), files: noFiles{sys}, names: make(map[string]kernelObject),
 	}
 }
@@ -68,14 +69,19 @@ func (m *Machine) Start(i Image) (*Process, error) {
 	return p, nil
 }
 
-// End ends a process: all its frames, slots and commit go back before it returns. Ending it again does nothing.
+// End ends a process: all its frames, slots and commit go back before it returns, and nobody maps its memory any more. Ending
+// it again does nothing.
 func (m *Machine) End(p *Process) {
 	m.mu.Lock()
 	_, alive := m.processes[p.id]
 	delete(m.processes, p.id)
 	m.mu.Unlock()
-	if alive {
-		p.end()
+	if !alive {
+		return
+	}
+	p.end()
+	if w := p.window.Load(); w != nil {
+		w.close()
 	}
 }
 

@@ -96,6 +96,13 @@ func (p *Process) FreePhysical(frames []uint64) (freed int, err error) {
 	if !p.image.LockMemory {
 		return 0, PrivilegeNotHeld
 	}
+	end := p.revoking(0, everything<<pageShift, true)
+	freed, err = p.freeFrames(frames)
+	end(nil)
+	return freed, err
+}
+
+func (p *Process) freeFrames(frames []uint64) (freed int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := p.acquire(0, everything, true)
@@ -127,6 +134,14 @@ func (p *Process) MapPhysical(addr, n uint64, frames []uint64) error {
 	if !ok || n > everything || frames != nil && uint64(len(frames)) != n {
 		return InvalidParameter
 	}
+	p.fetch(addr, n<<pageShift) // what was stored belongs to the frames that were mapped then
+	end := p.revoking(addr, n<<pageShift, true)
+	err := p.mapFrames(first, last, frames)
+	end(err)
+	return err
+}
+
+func (p *Process) mapFrames(first, last uint64, frames []uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := p.acquire(first, last, true)

@@ -89,7 +89,8 @@ type Process struct {
 	handles handleTable
 	heaps   processHeaps
 
-	exit       atomic.Uint32 // what Terminate said
+	exit       atomic.Uint32          // what Terminate said
+	window     atomic.Pointer[Window] // nil until the host may map the address space
 	lastError  atomic.Uint32
 	violations atomic.Uint64 // of DEP
 	guards     atomic.Uint64 // guard page exceptions

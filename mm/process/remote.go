@@ -74,6 +74,7 @@ func (p *Process) every(first, last uint64, f func(attr) bool) bool {
 
 // ReadMemory is ReadProcessMemory of this process: all of buf or, with PartialCopy, nothing.
 func (p *Process) ReadMemory(addr uint64, buf []byte) error {
+	p.fetch(addr, uint64(len(buf)))
 	err := p.peek(addr, buf)
 	if errors.Is(err, NoAccessError) {
 		return PartialCopy
@@ -91,6 +92,13 @@ func (p *Process) WriteMemory(addr uint64, data []byte) error {
 	if last < first {
 		return NoAccessError
 	}
+	end := p.editing(addr, data)
+	err := p.writeMemory(addr, data, first, last)
+	end(err)
+	return err
+}
+
+func (p *Process) writeMemory(addr uint64, data []byte, first, last uint64) error {
 	p.mu.Lock()
 	h := p.acquire(first, last, false)
 	unguarded := func(a attr) bool { return a.protection&Guard == 0 }

@@ -54,11 +54,15 @@ func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64,
 	}
 	switch {
 	case typ&(MemReset|MemResetUndo) != 0:
+		p.fetch(addr, size)
 		return first << pageShift, p.reset(first, last, typ == MemResetUndo)
 	case typ&MemReserve != 0, addr == 0:
 		return p.reserve(addr, first, last, typ, prot)
 	}
-	return first << pageShift, p.commit(first, last, prot)
+	end := p.revoking(addr, size, false)
+	err := p.commit(first, last, prot)
+	end(err)
+	return first << pageShift, err
 }
 
 // largePages is why large pages cannot be had: they must be physically contiguous, which the manager never promises.
@@ -196,6 +200,19 @@ func (p *Process) shoot(first, last uint64, prot Protection) {
 // Free is VirtualFree. InvalidParameter: bits that make no sense, a size where there must be none, or a range that leaves
 // its allocation. InvalidAddress: no allocation there, or not at its base.
 func (p *Process) Free(addr, size uint64, typ uint32) error {
+	extent := size
+	if size == 0 {
+		if r, err := p.Allocation(addr); err == nil {
+			extent = r.AllocationBase + r.RegionSize - addr
+		}
+	}
+	end := p.revoking(addr, extent, true)
+	err := p.giveBack(addr, size, typ)
+	end(err)
+	return err
+}
+
+func (p *Process) giveBack(addr, size uint64, typ uint32) error {
 	switch {
 	case addr > p.high:
 		return InvalidParameter
@@ -292,6 +309,13 @@ func (p *Process) decommit(addr, size uint64) error {
 // Protect is VirtualProtect: it gives the pages of the range, all committed and of one allocation, a new protection, and
 // returns the first one's old protection.
 func (p *Process) Protect(addr, size uint64, prot Protection) (old Protection, err error) {
+	end := p.revoking(addr, size, false)
+	old, err = p.protect(addr, size, prot)
+	end(err)
+	return old, err
+}
+
+func (p *Process) protect(addr, size uint64, prot Protection) (old Protection, err error) {
 	if !prot.valid() {
 		return 0, InvalidParameter
 	}

@@ -80,7 +80,10 @@ func (p *Process) SetWorkingSetSize(minimum, maximum uint64, flags uint32) error
 }
 
 // EmptyWorkingSet takes every page that is not locked out of the working set; touching it again is a soft fault.
-func (p *Process) EmptyWorkingSet() { p.space.Empty() }
+func (p *Process) EmptyWorkingSet() {
+	p.fetch(0, everything<<pageShift) // the host's copies are in the working set
+	p.space.Empty()
+}
 
 // PageFacts is what QueryWorkingSetEx says of a page (PSAPI_WORKING_SET_EX_BLOCK).
 type PageFacts struct {
@@ -192,7 +195,14 @@ func (p *Process) Unlock(addr, size uint64) error {
 	v := p.find(first)
 	there := v != nil && v.contains(first, last) && v.all(first, last, func(a attr) bool { return a.committed })
 	p.mu.Unlock()
-	if !there || !p.space.Unlock(first, last) {
+	if !there {
+		return NotLocked
+	}
+	all := p.space.Unlock(first, last)
+	if w := p.window.Load(); w != nil {
+		w.shoot() // what was not locked has left the working set
+	}
+	if !all {
 		return NotLocked
 	}
 	return nil

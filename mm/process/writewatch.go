@@ -137,6 +137,7 @@ func (p *Process) watched(addr, size uint64, f func(w *watch, first, last uint64
 	if !ok {
 		return InvalidParameter
 	}
+	p.fetch(addr, size)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := p.acquire(first, last, true)

@@ -1,0 +1,53 @@
+package integration
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestMemory has a program use its process's address space in every way, and kills it.
+func TestMemory(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
+	before := m.counters("meminfo")
+	program := compileC(t, "testdata/memory.c")
+	cmd := exec.Command(program, short("2000", "200"), "wait")
+	cmd.Dir = m.dir
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	text := make([]byte, 0, 1<<16)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			n, err := out.Read(text[len(text):cap(text)])
+			text = text[:len(text)+n]
+			if err != nil || strings.HasSuffix(string(text), "ready\n") || strings.HasSuffix(string(text), "failed\n") {
+				return
+			}
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(60 * time.Second):
+		t.Error("the program hangs")
+	}
+	must(t, cmd.Process.Kill())
+	<-done
+	_ = cmd.Wait()
+	if got := string(text); got != "ready\n" {
+		t.Errorf("the program says\n%s", got)
+	}
+	now := m.counters("meminfo")
+	if !within(20*time.Second, func() bool {
+		now = m.counters("meminfo")
+		return now.get(t, "Committed_AS") <= before.get(t, "Committed_AS")+256
+	}) {
+		t.Errorf("after kill -9 %d kB are committed, %d before", now.get(t, "Committed_AS"), before.get(t, "Committed_AS"))
+	}
+	if ps := string(mustRead(t, m.path(".proc/ps"))); strings.Count(ps, "\n") != 1 {
+		t.Errorf("ps is\n%s", ps)
+	}
+}
