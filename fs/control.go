@@ -24,6 +24,7 @@ import (
 //
 //	.proc/NAME                 ctl.Top
 //	.proc/PROCESS/             a process: ctl.PerProcess
+//	.proc/PROCESS/heaps/       its heaps: ctl.PerHeaps, and N/ with ctl.PerHeap for each
 //	.proc/self                 a link to the caller's own
 //	.proc/policy/              policyRows
 //	.proc/files/               the real tree again, from its root
@@ -68,6 +69,8 @@ const (
 	controlPolicy                        // .proc/policy
 	controlPolicyRow                     // a row of policyRows
 	controlSelf                          // the link .proc/self
+	controlHeaps                         // row 0 is the folder of a process's heaps, others are rows of ctl.PerHeaps
+	controlHeap                          // row 0 is the folder of one heap, others are rows of ctl.PerHeap
 )
 
 // filesName is the name of the real tree's copy in .proc, policyName that of the folder of boot policies, selfName that of
@@ -85,6 +88,7 @@ type controlNode struct {
 	json bool       // the row's JSON twin
 	real *node      // of the kinds that stand for one
 	proc *simulated // of the kinds that are about one
+	heap int        // of controlHeap: its number
 }
 
 func (n *controlNode) id() uint64 {
@@ -97,7 +101,7 @@ func (n *controlNode) id() uint64 {
 	case n.real != nil:
 		id |= n.real.id & controlRealMask
 	case n.proc != nil:
-		id |= n.proc.id
+		id |= n.proc.id | uint64(n.heap)<<heapNumberShift
 	}
 	return id
 }
@@ -106,6 +110,8 @@ func (n *controlNode) isDir() bool {
 	switch n.kind {
 	case controlRoot, controlDir, controlFile, controlSpecial, controlProcess, controlPolicy:
 		return true
+	case controlHeaps, controlHeap:
+		return n.row == 0
 	}
 	return false
 }
@@ -226,6 +232,11 @@ func (c *controlTree) node(id uint64) (n controlNode, ok bool) {
 	n = controlNode{kind: controlKind(id >> controlKindBits & controlKindMask), row: row >> 1, json: row&1 != 0}
 	switch n.kind {
 	case controlRoot, controlTop, controlPolicy, controlPolicyRow, controlSelf:
+	case controlHeaps, controlHeap:
+		n.heap = int(id & controlRealMask >> heapNumberShift)
+		if n.proc = c.processes.get(id & (1<<heapNumberShift - 1)); n.proc == nil || n.kind == controlHeap && !n.hasHeap() {
+			return n, false
+		}
 	case controlProcess, controlProcessRow:
 		if n.proc = c.processes.get(id & controlRealMask); n.proc == nil {
 			return n, false
@@ -270,6 +281,8 @@ func (n *controlNode) valid() bool {
 	case controlProcess:
 	case controlProcessRow:
 		rows = len(ctl.PerProcess)
+	case controlHeaps, controlHeap:
+		rows = heapRows(n.kind)
 	case controlPolicy:
 	case controlPolicyRow:
 		rows = len(policyRows)
@@ -341,8 +354,16 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 		n.kind = controlSpecialRow
 		row, json = ctl.Lookup(ctl.PerSpecial, name)
 	case controlProcess:
+		switch name {
+		case heapsName:
+			return controlNode{kind: controlHeaps, proc: dir.proc}, true
+		case heapsName + ".json":
+			return findHeaps(&controlNode{kind: controlHeaps, proc: dir.proc}, "summary.json")
+		}
 		n.kind, n.proc = controlProcessRow, dir.proc
 		row, json = ctl.Lookup(ctl.PerProcess, name)
+	case controlHeaps, controlHeap:
+		return findHeaps(dir, name)
 	case controlPolicy:
 		n.kind = controlPolicyRow
 		row = slices.Index(policyRows, name)
@@ -422,6 +443,8 @@ func (n *controlNode) perm() (perm uint32, residency bool) {
 	case controlProcessRow:
 		e := &ctl.PerProcess[n.row]
 		return e.Perm, e.Residency
+	case controlHeaps, controlHeap:
+		return 0400, false
 	case controlPolicyRow:
 		return 0644, false
 	}
@@ -465,6 +488,11 @@ func (n *controlNode) controlMode(real uint32) uint32 {
 	case controlFile, controlSpecial:
 		read := real & 0444
 		return syscall.S_IFDIR | 0500 | read | read>>2
+	case controlHeaps, controlHeap:
+		if n.row == 0 {
+			return syscall.S_IFDIR | 0555
+		}
+		return syscall.S_IFREG | 0400
 	case controlTop, controlProcessRow, controlPolicyRow:
 		perm, _ := n.perm()
 		return syscall.S_IFREG | perm
@@ -675,6 +703,8 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 		doc = ctl.PerSpecial[n.row].Render(&stat)
 	case controlProcessRow:
 		doc = ctl.PerProcess[n.row].Render(n.proc.described())
+	case controlHeaps, controlHeap:
+		doc = renderHeaps(n)
 	default:
 		return nil, fuse.EINVAL
 	}
@@ -910,7 +940,9 @@ func (c *controlTree) controls(dir *controlNode) []string {
 			names = append(names, s.name)
 		}
 	case controlProcess:
-		names = slices.AppendSeq(names, ctl.Names(ctl.PerProcess))
+		names = append(slices.AppendSeq(names, ctl.Names(ctl.PerProcess)), heapsName, heapsName+".json")
+	case controlHeaps, controlHeap:
+		names = append(names, heapNames(dir)...)
 	case controlPolicy:
 		names = append(names, policyRows...)
 	case controlDir:

@@ -93,7 +93,8 @@ const (
 // parseImage reads what a folder's name says of its process: NAME or NAME@WORD,WORD… A name of digits is not one: such
 // folders are the programs' with that pid. The words are an architecture; laa, large address aware; nxcompat, linked with
 // /NXCOMPAT; system, a binary of the system; lockmemory, which has SeLockMemoryPrivilege, for the mount's owner and root; and
-// of 32-bit processes dep=on, dep=off and dep=on-noatl, what the DEP state is at first.
+// of 32-bit processes dep=on, dep=off and dep=on-noatl, what the DEP state is at first; and those of gflags and terminate, see
+// heap.go.
 func parseImage(name string, arch process.Arch) (process.Image, bool) {
 	bare, words, _ := strings.Cut(name, "@")
 	i := process.Image{Name: bare, Arch: arch}
@@ -122,6 +123,10 @@ func parseImage(name string, arch process.Arch) (process.Image, bool) {
 			if i.DEP, isArch = process.ParseInitialDEP(word[len("dep="):]); !isArch {
 				return i, false
 			}
+		case gflags[word] != 0:
+			i.GlobalFlags |= gflags[word]
+		case word == "terminate":
+			i.TerminateOnCorruption = true
 		case word != "":
 			return i, false
 		}
@@ -151,6 +156,10 @@ func (t *processTable) startImage(s *simulated, image process.Image) (*simulated
 	p, err := t.machine.Start(image)
 	if err != nil {
 		return nil, enospc // its records do not fit
+	}
+	if _, err := p.Heaps(); err != nil {
+		t.machine.End(p)
+		return nil, enospc // nor does its default heap
 	}
 	s.born, s.process = time.Now(), p
 	owner := s.owner

@@ -38,6 +38,9 @@ func processStatus(p *Process) *Doc {
 	d.Field("Uid", "uid", Count(uint64(p.UID)))
 	d.Field("Arch", "arch", Word(p.Image().Arch.String()))
 	d.Field("DEP", "dep", Word(p.DEP()))
+	if code := p.ExitStatus(); code != 0 {
+		d.Field("ExitStatus", "exit_status", Hex(uint64(code))) // it has terminated itself, and waits for rmdir
+	}
 	d.Field("Violations", "violations", Count(p.Violations()))
 	d.Field("LowestAddress", "lowest_address", Hex(p.Lowest()))
 	d.Field("HighestAddress", "highest_address", Hex(p.Highest()))

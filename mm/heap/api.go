@@ -85,7 +85,7 @@ func (h *object) alloc(flags uint32, size, user uint64) uint64 {
 	}
 	extra := user != 0
 	units := h.l.units(h.need(size, extra))
-	if h.has(pageAllocs) || units*h.l.unit > h.p.threshold {
+	if h.has(PageAllocs) || units*h.l.unit > h.p.threshold {
 		return h.allocFromSpace(size, user)
 	}
 	if p := h.front(flags, size, user, false); p != 0 {
@@ -104,7 +104,7 @@ func (h *object) alloc(flags uint32, size, user uint64) uint64 {
 }
 
 func (h *object) allocFromSpace(size, user uint64) uint64 {
-	if h.p.fixed != 0 && !h.has(pageAllocs) {
+	if h.p.fixed != 0 && !h.has(PageAllocs) {
 		return 0
 	}
 	b := h.allocLarge(size, user != 0)

@@ -117,6 +117,28 @@ func (t *Thread) GetProcessHeaps() []uint64 {
 	return handles
 }
 
+// Numbers are the numbers of the heaps that there are, in order of their making. The default heap is number 1.
+func (s *Heaps) Numbers() (numbers []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.table {
+		numbers = append(numbers, h.number)
+	}
+	return numbers
+}
+
+// Handle is the handle of the heap with that number, 0 if there is none.
+func (s *Heaps) Handle(number int) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.table {
+		if h.number == number {
+			return h.base
+		}
+	}
+	return 0
+}
+
 // HeapCreate makes a heap of which initial bytes are committed at once. With maximum 0 it grows; otherwise it never holds
 // more than maximum bytes, its own structures included. The handle is the heap's address.
 func (t *Thread) HeapCreate(flags uint32, initial, maximum uint64) (uint64, error) {
@@ -195,7 +217,7 @@ func debugOf(global uint32) (flags uint64) {
 		flag   uint64
 	}{{GlobalFlagTailCheck, TailChecking}, {GlobalFlagFreeCheck, FreeChecking},
 		{GlobalFlagValidateParameters, TailChecking | FreeChecking},
-		{GlobalFlagValidateAll, TailChecking | FreeChecking | validateAll}, {GlobalFlagPageAllocs, pageAllocs}} {
+		{GlobalFlagValidateAll, TailChecking | FreeChecking | ValidateAll}, {GlobalFlagPageAllocs, PageAllocs}} {
 		if global&f.global != 0 {
 			flags |= f.flag
 		}
@@ -329,7 +351,7 @@ func (h *object) without(front func() bool) (done bool, err error) {
 func (h *object) run(f func() error) (err error) {
 	defer h.catch(&err)
 	h.load()
-	if h.has(validateAll) {
+	if h.has(ValidateAll) {
 		h.check()
 	}
 	return f()

@@ -25,7 +25,7 @@ func (h *object) largeSeal(b *largeBlock, e entry) uint64 {
 // allocLarge takes a block of size bytes from the space; nil says that there is no memory.
 func (h *object) allocLarge(size uint64, extra bool) *largeBlock {
 	l := h.l
-	b := &largeBlock{size: size, extra: extra, page: h.has(pageAllocs)}
+	b := &largeBlock{size: size, extra: extra, page: h.has(PageAllocs)}
 	if b.page {
 		b.commit = alignUp(l.pageSize+l.unit+alignUp(size, l.unit), l.page)
 		b.reserve = b.commit + l.page // a page that is never committed guards the end

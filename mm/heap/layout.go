@@ -13,11 +13,11 @@ const (
 	FreeChecking        = 0x40 // HEAP_FREE_CHECKING_ENABLED
 	CreateEnableExecute = 0x40000
 
-	pageAllocs  = 0x01000000 // each block against a guard page
-	validateAll = 0x20000000 // the whole heap, before every call
+	PageAllocs  = 0x01000000 // each block against a guard page
+	ValidateAll = 0x20000000 // the whole heap, before every call
 
 	createFlags = NoSerialize | GenerateExceptions | TailChecking | FreeChecking | CreateEnableExecute
-	debugFlags  = TailChecking | FreeChecking | pageAllocs | validateAll
+	debugFlags  = TailChecking | FreeChecking | PageAllocs | ValidateAll
 )
 
 // The flags of gflags that concern heaps, with what gflags calls them.

@@ -37,13 +37,13 @@ type Bucket struct {
 	Busy        int
 }
 
-// Report says what a heap holds.
+// Report says what a heap holds. Like Walk it is for somebody who looks from outside: no HeapLock keeps it waiting.
 func (t *Thread) Report(handle uint64) (r Report, err error) {
 	h := t.heaps.find(handle)
 	if h == nil {
 		return r, win32(errorInvalidHandle)
 	}
-	err = h.call(t, 0, func() error {
+	err = h.call(t, NoSerialize, func() error {
 		r = h.report()
 		return nil
 	})

@@ -64,6 +64,31 @@ func (h *object) walk(e *ProcessHeapEntry) (ProcessHeapEntry, error) {
 	return h.entryAt(&at.seg, at.block)
 }
 
+// Walk calls f for everything that HeapWalk comes by, in that order, until f returns false. The heap does not change
+// meanwhile: f may make no calls on it.
+func (t *Thread) Walk(handle uint64, f func(*ProcessHeapEntry) bool) error {
+	h := t.heaps.find(handle)
+	if h == nil {
+		return win32(errorInvalidHandle)
+	}
+	return h.call(t, NoSerialize, func() error {
+		var e ProcessHeapEntry
+		for {
+			next, err := h.walk(&e)
+			var last *Error
+			switch {
+			case errors.As(err, &last) && last.Code == errorNoMoreItems:
+				return nil
+			case err != nil:
+				return err
+			case !f(&next):
+				return nil
+			}
+			e = next
+		}
+	})
+}
+
 // position is where a walk goes on: at a block of a subsegment, at a block of a segment or its end, or else at a node of
 // the list of large blocks.
 type position struct {

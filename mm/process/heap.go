@@ -75,6 +75,16 @@ func (p *Process) Heaps() (*heap.Heaps, error) {
 	return all, nil
 }
 
+// HeapView is the heaps as somebody sees them from outside, who makes no calls of the process's: nil if it has none.
+func (p *Process) HeapView() (*heap.Heaps, *heap.Thread) {
+	p.heaps.mu.Lock()
+	defer p.heaps.mu.Unlock()
+	if p.heaps.all == nil || p.Ended() {
+		return nil, nil
+	}
+	return p.heaps.all, p.heaps.all.Thread(p.heaps.ended)
+}
+
 // HeapThread is one of the process's threads as a caller of heap functions: 0 is the main thread, others are NewThread's.
 // Its waits end after a quarter of a second with ErrDeadlock, and when the process ends. The caller calls done when its call is.
 // InvalidHandle if there is no such thread.
