@@ -36,10 +36,11 @@ func (n *node) open(in *fuse.OpenIn, out *fuse.OpenOut) {
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 }
 
-// created is open for a file that the same request made.
+// created is open for a file that the same request made. With O_TRUNC the host kernel asks to take setuid and setgid away
+// here too, but they are what the program has just asked for, and nothing was truncated.
 func (n *node) created(in *fuse.CreateIn, out *fuse.CreateOut) {
 	h := newHandle(n, in.Flags)
-	n.opened(h, in.Caller, in.OpenFlags)
+	n.opened(h, in.Caller, 0)
 	out.Fh = n.fs.handles.add(h)
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	n.mu.Lock()

@@ -380,6 +380,16 @@ func setIDOnWrite(p *trace) {
 			}
 		}
 	}
+	// What a program gives a new file is not taken away again, whatever else it asks for.
+	must(p.t, unix.Chmod(p.dir, 0o777))
+	for _, flags := range []int{0, unix.O_TRUNC, unix.O_EXCL, unix.O_TRUNC | unix.O_APPEND} {
+		for _, u := range users {
+			var err error
+			u.do(p.t, func() { err = openClose(p.at("new"), unix.O_CREAT|unix.O_WRONLY|flags, 0o6775) })
+			p.call(err, "%s made with %#x by %v", p.describe(p.at("new")), flags, u)
+			must(p.t, os.Remove(p.at("new")))
+		}
+	}
 }
 
 // netRaw is a security.capability that permits CAP_NET_RAW, effective at once: struct vfs_cap_data of version 2.
