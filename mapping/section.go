@@ -26,6 +26,9 @@ func NewSection(sys *mm.System, host mm.Host) *Section {
 	return &Section{seg: sys.NewSegment(host), host: host}
 }
 
+// Segment has the section's pages: what views of simulated processes show.
+func (s *Section) Segment() *mm.Segment { return s.seg }
+
 // Size is the size in bytes, as far as the host has told us: what programs have appended and the host still keeps to
 // itself is not in it.
 func (s *Section) Size() int64 { return s.size.Load() }

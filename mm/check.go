@@ -11,7 +11,8 @@ import (
 //
 //   - the lists, Active and Transition add up to all frames, and no frame of the memory is retired (pfn.Check);
 //   - every word with a frame and that frame's owner point at each other, and their states agree;
-//   - a valid page of a file is in a mapped view;
+//   - a valid page of a file is in a mapped view, of the host's or of a process's;
+//   - each PTE of a process that maps a file's page finds it valid, and is counted there;
 //   - a locked page of a process is valid and held, and each working set is counted right;
 //   - the host's pages and the queue of views are counted right;
 //   - every used slot belongs to exactly one page, or to I/O under way;
@@ -22,7 +23,7 @@ import (
 func (s *System) Check() []error {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64)}
+	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64), shares: make(map[pfn.Frame]uint32)}
 	for _, f := range s.files.all() {
 		c.owned[f.index] = make([]uint64, (f.max+63)/64)
 	}
@@ -42,8 +43,9 @@ type checking struct {
 	committed uint64
 	hostPages uint64
 	mapped    uint64
-	resident  map[uint32]uint64 // valid pages of private segments, by segment
-	locked    uint64            // pages locked in private segments
+	resident  map[uint32]uint64    // pages in working sets of private segments, by segment
+	shares    map[pfn.Frame]uint32 // PTEs of processes that map a file's page, by frame
+	locked    uint64               // pages locked in private segments
 }
 
 // pageName names a page in a finding.
@@ -109,7 +111,7 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 		if valid := info.State == pfn.Active; valid != (w.kind() == kindValid) {
 			c.bad("%v: PTE kind %d, but frame %d is %v", where, w.kind(), w.frame(), info.State)
 		}
-		if w.kind() == kindValid && l.host>>i&1 == 0 && l.flags&(leafTrimming|leafPrivate) == 0 && info.Refs == 0 && !info.Locked {
+		if w.kind() == kindValid && l.host>>i&1 == 0 && l.flags&(leafTrimming|leafPrivate) == 0 && info.Refs == 0 && info.Shares == 0 && !info.Locked {
 			c.bad("%v: valid, but in no mapped view", where)
 		}
 		if info.Writing {
@@ -118,6 +120,8 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 		if info.Original != 0 {
 			s.checkSlot(c, location(info.Original))
 		}
+	case kindShared:
+		s.checkShared(c, where, l, w)
 	case kindPaged:
 		s.checkSlot(c, w.location())
 	case kindInIO:
@@ -150,6 +154,9 @@ func (s *System) checkSlot(c *checking, at location) {
 func (s *System) checkFrames(c *checking) {
 	for f := pfn.Frame(1); f <= s.pfn.Top(); f++ {
 		i := s.pfn.Info(f)
+		if i.Shares != c.shares[f] {
+			c.bad("frame %d (%v): %d PTEs of processes map it, counted %d", f, i.State, c.shares[f], i.Shares)
+		}
 		if i.State == pfn.Transition && (i.Deleting || i.Owner == 0) && i.Writing {
 			c.inFlight++
 		}

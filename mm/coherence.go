@@ -25,6 +25,7 @@ import (
 
 // sharing is what a segment that simulated processes use has under way. Segment.mu guards it.
 type sharing struct {
+	views     []*View // of processes
 	edits     []*edit
 	expelling []*expulsion
 }

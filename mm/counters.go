@@ -8,12 +8,12 @@ import (
 
 // counters are the live figures behind Counters.
 type counters struct {
-	pageFaults, demandZeroFaults, transitionFaults, hardFaults, collidedFaults, holeReads atomic.Uint64
-	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites            atomic.Uint64
-	viewsMapped, viewsTrimmed, pagesTrimmed, pagesFreed, laundered, invalidations         atomic.Uint64
-	pagesReadAhead, readAheadHits                                                         atomic.Uint64
-	pagesCompressed, pagesMigrated                                                        atomic.Uint64
-	zeroedPages, checksumErrors, readErrors, writeErrors, refusedWrites                   atomic.Uint64
+	pageFaults, demandZeroFaults, transitionFaults, hardFaults, collidedFaults, holeReads, writeCopies atomic.Uint64
+	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites                         atomic.Uint64
+	viewsMapped, viewsTrimmed, pagesTrimmed, pagesFreed, laundered, invalidations                      atomic.Uint64
+	pagesReadAhead, readAheadHits                                                                      atomic.Uint64
+	pagesCompressed, pagesMigrated                                                                     atomic.Uint64
+	zeroedPages, checksumErrors, readErrors, writeErrors, refusedWrites                                atomic.Uint64
 }
 
 // Snapshot copies the figures.
@@ -34,6 +34,7 @@ func (s *System) Snapshot() Snapshot {
 		Counters: Counters{
 			PageFaults: n.pageFaults.Load(), DemandZeroFaults: n.demandZeroFaults.Load(),
 			TransitionFaults: n.transitionFaults.Load(), HardFaults: n.hardFaults.Load(),
+			WriteCopies:    n.writeCopies.Load(),
 			CollidedFaults: n.collidedFaults.Load(), HoleReads: n.holeReads.Load(),
 			PagesReadAhead: n.pagesReadAhead.Load(), ReadAheadHits: n.readAheadHits.Load(),
 			PageReads: n.pageReads.Load(), PagesInput: n.pagesInput.Load(),

@@ -71,6 +71,7 @@ type run struct {
 type reading struct {
 	g           *Segment
 	first, last uint64
+	demand      bool // committed pages that were never written get their frames
 	set         *ReadSet
 	bounce      func(page uint64) []byte
 	runs        []run
@@ -316,7 +317,7 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 		i := uint(p % ViewPages)
 		switch w := s.rec.word(l, i); w.kind() {
 		case kindZero:
-			if g.private {
+			if r.demand && w.isCommitted() {
 				r.set.slices[at], r.set.frames[at] = g.demandZero(id, l, i)
 				continue
 			}

@@ -80,8 +80,10 @@ func (s *System) frameInfo(f pfn.Frame) FrameInfo {
 		} else {
 			i.Cached = l.host>>o.index()&1 != 0
 		}
-		if i.State == pfn.Active {
-			i.Shares = 1
+		switch i.Shares = i.Info.Shares; {
+		case i.State != pfn.Active:
+		case i.Use == PrivateFrame, i.Cached, i.Shares == 0: // the system cache's, too
+			i.Shares++
 		}
 	case i.Refs > 0 || i.State == pfn.Transition:
 		i.Use = BusyFrame

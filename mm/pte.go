@@ -9,12 +9,13 @@ import (
 // pte is a prototype PTE: one word a page of a segment, saying where the page's bytes are.
 //
 //	bits 0–2   kind
-//	bit  3     committed (only of a zero word; every other kind is committed)
+//	bit  3     committed (only of a zero or shared word; every other kind is committed)
 //	valid, transition:  bits 32–63  frame
+//	shared:             bits 16–55  owner: the prototype PTE of the file's page, which is valid
 //	paged, inIO:        bits 3–5    why it left memory, bits 8–15  page file, bits 16–63  slot + 1 (0 = none)
 //
 // Words change only with the segment's lock and the PFN lock held, except that the PFN lock alone suffices to take the
-// frame away from a valid or transition word. So a word is read under the PFN lock.
+// frame away from a valid or transition word, and to turn one into the other. So a word is read under the PFN lock.
 type pte uint64
 
 const (
@@ -23,6 +24,7 @@ const (
 	kindTransition        // in a frame, in no working set
 	kindPaged             // in a page file only
 	kindInIO              // being read from, or written straight to, a page file; colliding faults wait
+	kindShared            // of a process's memory only: a file's page in its working set (NT: a PTE whose PFN is a prototype's)
 	kindMask       = 7
 )
 
@@ -32,8 +34,22 @@ func (w pte) kind() int        { return int(w & kindMask) }
 func (w pte) frame() pfn.Frame { return pfn.Frame(w >> 32) }
 func (w pte) hasFrame() bool   { return w.kind() == kindValid || w.kind() == kindTransition }
 func (w pte) isCommitted() bool {
-	return w.kind() != kindZero || w&committed != 0
+	if k := w.kind(); k != kindZero && k != kindShared {
+		return true
+	}
+	return w&committed != 0
 }
+
+// inWorkingSet says, of a word of a process's memory, that the page can be touched without a fault.
+func (w pte) inWorkingSet() bool { return w.kind() == kindValid || w.kind() == kindShared }
+
+// sharedPTE maps a file's page. c is committed if the process may need a copy of its own, whose space is promised.
+func sharedPTE(o owner, c pte) pte { return pte(o)<<ownerShift | c&committed | kindShared }
+
+const ownerShift = 16
+
+// owner is the prototype PTE that a shared word leads to.
+func (w pte) owner() owner { return owner(w >> ownerShift) }
 
 // location is where a store keeps a page: the same bits as in a paged word, 0 = nowhere.
 func (w pte) location() location { return location(w &^ 0xff) }

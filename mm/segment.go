@@ -132,8 +132,8 @@ func (g *Segment) Punch(first, last uint64) {
 			return
 		}
 		lo, hi := within(key, first, last)
-		wait := g.punchLeaf(id, lo, hi)
-		if wait == nil {
+		wait, mapped := g.punchLeaf(id, lo, hi)
+		if wait == nil && !mapped {
 			g.dropLeafIfEmpty(key)
 			first = (key + 1) << viewShift
 		}
@@ -141,6 +141,8 @@ func (g *Segment) Punch(first, last uint64) {
 		switch {
 		case wait != nil:
 			<-wait.done
+		case mapped:
+			g.shootDown(max(first, key<<viewShift), min(last, key<<viewShift+ViewPages-1))
 		case first > last:
 			return
 		}
@@ -159,18 +161,22 @@ func within(key, first, last uint64) (lo, hi uint) {
 	return lo, hi
 }
 
-// punchLeaf makes pages lo..hi of a leaf holes, or returns the I/O that must end first.
+// punchLeaf makes pages lo..hi of a leaf holes, or returns the I/O that must end first, or that processes map one of them.
 // +checklocks:g.mu
-func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO) {
+func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO, mapped bool) {
 	s := g.sys
 	l := s.rec.leaves.At(id)
 	var uncommitted, frames uint64
 	s.pfn.Lock()
 	words := s.rec.slice(l)
 	for i := lo; i <= hi && i < uint(len(words)); i++ {
-		if words[i].kind() == kindInIO {
+		switch w := words[i]; {
+		case w.kind() == kindInIO:
 			s.pfn.Unlock()
-			return g.ioOn(l.base + uint64(i))
+			return g.ioOn(l.base + uint64(i)), false
+		case w.kind() == kindValid && s.pfn.Shares(w.frame()) > 0:
+			s.pfn.Unlock()
+			return nil, true
 		}
 	}
 	if g.private {
@@ -180,6 +186,8 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO) {
 	for i := lo; i <= hi && i < uint(len(words)); i++ {
 		w := words[i]
 		switch {
+		case w.kind() == kindShared:
+			s.unshare(l, i)
 		case w.hasFrame():
 			s.freeLocation(location(s.pfn.Release(w.frame())))
 			frames++
@@ -196,7 +204,7 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO) {
 	s.pfn.Unlock()
 	g.removePages(uncommitted)
 	s.n.pagesFreed.Add(frames)
-	return nil
+	return nil, false
 }
 
 // Delete ends the segment: everything it holds goes back at once, and later calls fail with StatusDeleted.
@@ -436,6 +444,13 @@ func (s *System) leafInfo(id uint32) []PageInfo {
 func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 	p := PageInfo{Index: index, State: StateZero, Frame: -1, PageFile: -1, Slot: -1, Host: host}
 	at := w.location()
+	if w.kind() == kindShared { // the page is the file's: what is known of it is known there
+		o := w.owner()
+		l := s.rec.leaves.At(o.leaf())
+		p = s.pageInfo(index, s.rec.word(l, o.index()), false)
+		p.Shared = true
+		return p
+	}
 	switch w.kind() {
 	case kindZero:
 		at = 0
@@ -451,7 +466,7 @@ func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 		p.State = StateTransition
 	default:
 		i := s.pfn.Info(w.frame())
-		p.Frame, p.Priority, p.Dirty = int64(w.frame()), i.Priority, i.Dirty
+		p.Frame, p.Priority, p.Dirty, p.Shares = int64(w.frame()), i.Priority, i.Dirty, i.Shares
 		p.State, p.Why = stateLetter(i.State), i.Why.String()
 		at = location(i.Original)
 	}

@@ -68,6 +68,7 @@ type Counters struct {
 	PageFaults       uint64 // all pages that had to be made valid
 	DemandZeroFaults uint64 // first store to a page
 	TransitionFaults uint64 // soft: from Standby, Modified or a page-out under way
+	WriteCopies      uint64 // pages that a process's store made a copy of its own of
 	HardFaults       uint64 // pages read back from their store on demand
 	CollidedFaults   uint64 // waited for another fault's read of the same page
 	HoleReads        uint64 // reads of never-written pages, served as zeros without a frame
@@ -109,6 +110,8 @@ type PageInfo struct {
 	Slot     int64  // slot in it, or −1
 	Host     bool   // the host kernel may hold a copy (mapped in a view)
 	Locked   bool   // locked in its process's working set
+	Shared   bool   // of a process's page: it is a file's, mapped by a view
+	Shares   uint32 // of a file's page: how many processes have it in their working sets
 	Why      string // what brought it where it is: a pfn.Event of its frame, or the pfn.Departure of a page without one
 }
 

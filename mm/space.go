@@ -156,7 +156,7 @@ func (p *Space) Touch(first, last uint64) error {
 // fault makes pages of one view valid and pins them; those for which no frame is left are in buffers.
 func (p *Space) fault(first, last uint64) (*ReadSet, error) {
 	p.relieve(last - first + 1)
-	r := reading{g: p.seg, first: first, last: last, set: p.seg.sys.newReadSet(last - first + 1)}
+	r := reading{g: p.seg, first: first, last: last, demand: true, set: p.seg.sys.newReadSet(last - first + 1)}
 	r.bounce = func(uint64) []byte { return alignedPage() }
 	if err := r.do(false); err != nil {
 		r.set.Done()
@@ -286,7 +286,7 @@ func (g *Segment) allCommitted(id uint32, first, last uint64) bool {
 // +checklocks:g.sys.pfn.mu
 func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 	s := g.sys
-	if l.reset()>>i&1 != 0 {
+	if g.private && l.reset()>>i&1 != 0 {
 		return s.zeroPage, 0
 	}
 	f, zeroed := s.alloc(makeOwner(id, i), 0, true)
@@ -297,9 +297,13 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 	if !zeroed {
 		clear(b)
 	}
+	s.pfn.SetPriority(f, g.rule.Priority)
 	s.rec.set(l, i, validPTE(f))
 	s.pfn.MakeValid(f)
 	s.pfn.SetDirty(f)
+	if g.rule.resident() {
+		_ = s.pfn.Keep(f, g.rule.Pinned) // dirty: no store has it
+	}
 	s.n.demandZeroFaults.Add(1)
 	s.n.pageFaults.Add(1)
 	g.faults.demandZero.Add(1)
@@ -309,7 +313,7 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 // count keeps the number of valid words of a private segment when a word changes.
 func (r *records) count(seg uint32, was, is pte) {
 	n := r.workingSets[seg]
-	switch before, after := was.kind() == kindValid, is.kind() == kindValid; {
+	switch before, after := was.inWorkingSet(), is.inWorkingSet(); {
 	case !before && after:
 		n.now++
 		n.peak = max(n.peak, n.now)
@@ -334,7 +338,7 @@ func (p *Space) Reset(first, last uint64) {
 		for m := mask; m != 0; {
 			i := lowestBit(&m)
 			w := s.rec.word(l, i)
-			if w.kind() == kindZero {
+			if w.kind() == kindZero || w.kind() == kindShared { // what others see is not to be dropped
 				continue
 			}
 			l.setReset(l.reset() | 1<<i)
@@ -366,7 +370,8 @@ func (p *Space) Discard(first, last uint64) {
 		s.unlockPages(l, mask)
 		l.setReset(l.reset() &^ mask)
 		for mask != 0 {
-			if i := lowestBit(&mask); s.rec.word(l, i).kind() != kindZero {
+			i := lowestBit(&mask)
+			if k := s.rec.word(l, i).kind(); k != kindZero && k != kindShared {
 				s.drop(l, i)
 			}
 		}
@@ -431,7 +436,10 @@ func (p *Space) keep(first, last uint64) {
 
 // Lock brings pages into the working set and keeps them there. Locks do not nest. StatusWorkingSetQuota: more than most
 // pages would be locked. StatusNoFrames: so many frames cannot be given away. Nothing has been locked then.
-func (p *Space) Lock(first, last, most uint64) error {
+func (p *Space) Lock(first, last, most uint64) error { return p.lockRange(first, last, most, p.Touch) }
+
+// lockRange is Lock of pages that touch brings in.
+func (p *Space) lockRange(first, last, most uint64, touch func(first, last uint64) error) error {
 	s := p.seg.sys
 	var fresh uint64
 	p.eachView(first, last, func(l *leaf, mask uint64) { fresh += uint64(bits.OnesCount64(mask &^ l.host)) })
@@ -446,7 +454,7 @@ func (p *Space) Lock(first, last, most uint64) error {
 	}
 	var done []uint64
 	for page := first; page <= last; page++ {
-		was, err := p.lockPage(page, most)
+		was, err := p.lockPage(page, most, touch)
 		if err != nil {
 			for _, page := range done {
 				p.Unlock(page, page)
@@ -461,16 +469,16 @@ func (p *Space) Lock(first, last, most uint64) error {
 }
 
 // lockPage locks one page, and says whether it was locked.
-func (p *Space) lockPage(page, most uint64) (was bool, err error) {
+func (p *Space) lockPage(page, most uint64, touch func(first, last uint64) error) (was bool, err error) {
 	for range 100 {
-		if err := p.Touch(page, page); err != nil {
+		if err := touch(page, page); err != nil {
 			return false, err
 		}
 		locked, full := false, false
 		p.eachView(page, page, func(l *leaf, mask uint64) {
 			s := p.seg.sys
 			w := s.rec.word(l, uint(page%ViewPages))
-			if w.kind() != kindValid {
+			if !w.inWorkingSet() {
 				return
 			}
 			locked = true
@@ -478,7 +486,7 @@ func (p *Space) lockPage(page, most uint64) (was bool, err error) {
 				return
 			}
 			if full = p.locked >= most || s.locked >= s.budget.Frames/2; !full {
-				p.lock(l, mask, w.frame())
+				p.lock(l, mask, s.frameOf(w))
 			}
 		})
 		switch {
@@ -492,7 +500,7 @@ func (p *Space) lockPage(page, most uint64) (was bool, err error) {
 	return false, StatusNoFrames
 }
 
-// lock locks a valid page. The PFN lock is held.
+// lock locks a page in the working set. The PFN lock is held.
 //
 // +checklocksignore
 func (p *Space) lock(l *leaf, mask uint64, f pfn.Frame) {
@@ -537,7 +545,7 @@ func (s *System) unlockPages(l *leaf, mask uint64) {
 		p.locked -= n
 	}
 	for mask != 0 {
-		s.pfn.Unpin(s.rec.word(l, lowestBit(&mask)).frame())
+		s.pfn.Unpin(s.frameOf(s.rec.word(l, lowestBit(&mask))))
 	}
 }
 
@@ -575,6 +583,11 @@ func (p *Space) trimLeaf(l *leaf, mask uint64) (n uint64) {
 	for m := mask &^ l.host; m != 0; {
 		i := lowestBit(&m)
 		w := s.rec.word(l, i)
+		if w.kind() == kindShared {
+			s.unshare(l, i)
+			n++
+			continue
+		}
 		if w.kind() != kindValid || s.pfn.Info(w.frame()).Refs > 0 {
 			continue
 		}
@@ -681,14 +694,14 @@ func (s *System) inTurn() []*Space {
 // +checklocks:s.pfn.mu
 func (s *System) checkPrivate(c *checking, id uint32, l *leaf) {
 	for i, w := range s.rec.slice(l) {
-		if w.kind() == kindValid {
+		if w.inWorkingSet() {
 			c.resident[l.seg]++
 		}
 		if l.host>>i&1 == 0 {
 			continue
 		}
 		c.locked++
-		if w.kind() != kindValid || s.pfn.Info(w.frame()).Refs == 0 {
+		if !w.inWorkingSet() || s.pfn.Info(s.frameOf(w)).Refs == 0 {
 			c.bad("leaf %d page %d: locked, but not held in the working set", id, i)
 		}
 	}

@@ -131,8 +131,8 @@ func (s *System) dequeue(id uint32, l *leaf) {
 	c.views--
 }
 
-// trimPages takes the pages of mask that are valid out of the working set: to Standby, or to Modified if no store has their
-// bytes. It returns how many. The PFN lock is held.
+// trimPages takes the pages of mask that are valid, and in no other working set, out of this one: to Standby, or to Modified
+// if no store has their bytes. It returns how many. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) trimPages(l *leaf, mask uint64) (n uint64) {
 	words := s.rec.slice(l)
@@ -141,7 +141,7 @@ func (s *System) trimPages(l *leaf, mask uint64) (n uint64) {
 	}
 	for mask != 0 {
 		i := lowestBit(&mask)
-		if w := words[i]; w.kind() == kindValid && !s.pfn.Locked(w.frame()) {
+		if w := words[i]; w.kind() == kindValid && !s.pfn.Locked(w.frame()) && s.pfn.Shares(w.frame()) == 0 {
 			s.rec.set(l, i, transitionPTE(w.frame()))
 			s.pfn.Trim(w.frame())
 			n++

@@ -27,6 +27,11 @@ func (g *Segment) Write(off int64, data []byte) error {
 	if g.unmapping.Load() == 0 {
 		g.sys.throttle()
 	}
+	return g.write(off, data, false)
+}
+
+// write is Write, with inside for somebody who does not keep the pages.
+func (g *Segment) write(off int64, data []byte, inside bool) error {
 	first, last := uint64(off)>>PageShift, uint64(off+int64(len(data))-1)>>PageShift
 	budget, err := g.uncommitted(first, last)
 	if err != nil {
@@ -44,7 +49,7 @@ func (g *Segment) Write(off int64, data []byte) error {
 	}
 	for len(data) > 0 {
 		n := min(len(data), int((off|(ViewPages*PageSize-1))+1-off))
-		w := writing{g: g, off: off, data: data[:n], budget: &budget}
+		w := writing{g: g, off: off, data: data[:n], budget: &budget, inside: inside}
 		if err := w.do(); err != nil {
 			return err
 		}

@@ -178,6 +178,7 @@ func testMount() (*Mount, *fakeMachine) {
 	}
 	c := &m.snapshot.Counters
 	c.PageFaults, c.DemandZeroFaults, c.TransitionFaults, c.HardFaults = 90001, 40002, 30003, 20004
+	c.WriteCopies = 70009
 	c.PageReads, c.PagesInput, c.PageWrites, c.PagesOutput = 2005, 20006, 1007, 60008
 	c.ViewsMapped, c.ViewsTrimmed, c.PagesTrimmed = 309, 210, 7011
 	for i := range c.Repurposed {

@@ -148,6 +148,7 @@ func vmstat(m *Mount) *Doc {
 	// Windows' meanings.
 	line("page_faults", c.PageFaults)
 	line("demand_zero_faults", c.DemandZeroFaults)
+	line("write_copies", c.WriteCopies)
 	line("transition_faults", c.TransitionFaults)
 	line("hard_faults", c.HardFaults)
 	line("collided_faults", c.CollidedFaults)

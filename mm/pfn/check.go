@@ -120,6 +120,8 @@ func (d *Database) checkFrame(c *checking, f Frame) {
 		}
 	}
 	switch {
+	case e.shares > 0 && e.state != Active:
+		c.bad("frame %d: %v, but %d processes map it", f, e.state, e.shares)
 	case (e.state == Standby || e.state == Modified || e.state == ModifiedNoWrite) && e.owner == 0:
 		c.bad("frame %d: %v without an owner", f, e.state)
 	case e.state == Standby && (e.flags&dirty != 0 || e.original == 0):

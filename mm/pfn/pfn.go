@@ -50,7 +50,8 @@ type entry struct {
 	state      State
 	priority   uint8
 	flags      uint8
-	why        Event // brought it into its state
+	why        Event  // brought it into its state
+	shares     uint32 // PTEs of processes that map the page of a file; 0 of a private page
 }
 
 // Database is the arena and its entries.
@@ -243,7 +244,7 @@ func (d *Database) Alloc(owner, original uint64, zero bool, reserve uint64) (f F
 		return 0, false
 	}
 	e := &d.entries[f]
-	e.owner, e.original, e.refs, e.flags, e.priority = owner, original, 1, 0, DefaultPriority
+	e.owner, e.original, e.refs, e.shares, e.flags, e.priority = owner, original, 1, 0, 0, DefaultPriority
 	return f, zeroed
 }
 
@@ -305,7 +306,7 @@ func (d *Database) victim() Frame {
 		if d.hand++; d.hand > d.top {
 			d.hand = 1
 		}
-		if e := &d.entries[f]; e.state == Active && e.refs == 0 && e.flags == 0 && e.original != 0 && e.owner != 0 {
+		if e := &d.entries[f]; e.state == Active && e.refs == 0 && e.shares == 0 && e.flags == 0 && e.original != 0 && e.owner != 0 {
 			return f
 		}
 	}
@@ -385,6 +386,31 @@ func (d *Database) Trim(f Frame) {
 	}
 }
 
+// Share notes that one more PTE maps f's page, which is in a working set. The frame stays until Unshare.
+// +checklocks:d.mu
+func (d *Database) Share(f Frame) {
+	e := &d.entries[f]
+	if e.state != Active {
+		panic(fmt.Sprintf("pfn: frame %d: shared in state %v", f, e.state))
+	}
+	e.shares++
+}
+
+// Unshare undoes a Share, and says how many PTEs are left.
+// +checklocks:d.mu
+func (d *Database) Unshare(f Frame) (left uint32) {
+	e := &d.entries[f]
+	if e.shares == 0 {
+		panic(fmt.Sprintf("pfn: frame %d: unshared too often", f))
+	}
+	e.shares--
+	return e.shares
+}
+
+// Shares is how many PTEs of processes map f's page.
+// +checklocks:d.mu
+func (d *Database) Shares(f Frame) uint32 { return d.entries[f].shares }
+
 // SetDirty notes that f's bytes changed. It returns the store location that no longer holds them (0 if none did), which
 // is now the caller's to free.
 // +checklocks:d.mu
@@ -412,6 +438,9 @@ func (d *Database) Divorce(f Frame) (stale uint64) {
 // +checklocks:d.mu
 func (d *Database) Release(f Frame) (stale uint64) {
 	e := &d.entries[f]
+	if e.shares > 0 {
+		panic(fmt.Sprintf("pfn: frame %d: released while %d processes map it", f, e.shares))
+	}
 	stale = e.original
 	e.original, e.owner = 0, 0
 	e.flags &^= dirty
@@ -430,7 +459,7 @@ func (d *Database) Release(f Frame) (stale uint64) {
 func (d *Database) toFree(f Frame) {
 	e := &d.entries[f]
 	wipe := d.wipe && e.flags&record == 0 // a record frame's memory is the host's
-	e.flags, e.owner, e.original = 0, 0, 0
+	e.flags, e.owner, e.original, e.shares = 0, 0, 0, 0
 	d.apply(f, Release)
 	if wipe {
 		clear(d.Bytes(f))
@@ -555,6 +584,7 @@ type Info struct {
 	Deleting bool
 	Kept     bool // must not leave memory
 	Locked   bool // nor its working set
+	Shares   uint32
 	Why      Event
 }
 
@@ -565,7 +595,7 @@ func (d *Database) Info(f Frame) Info {
 	return Info{
 		State: e.state, Owner: e.owner, Original: e.original, Refs: e.refs, Priority: e.priority,
 		Dirty: e.flags&dirty != 0, Writing: e.flags&writing != 0, Record: e.flags&record != 0, Deleting: e.flags&deleting != 0,
-		Kept: e.flags&keep != 0, Locked: e.flags&lock != 0, Why: e.why,
+		Kept: e.flags&keep != 0, Locked: e.flags&lock != 0, Shares: e.shares, Why: e.why,
 	}
 }
 

@@ -15,7 +15,7 @@ func (p *Process) Read(addr uint64, buf []byte) error {
 }
 
 func (p *Process) read(addr uint64, buf []byte) error {
-	return p.touch(Read, addr, uint64(len(buf)), func(v *vad, at, i, n uint64) error { return p.load(v, at, buf[i:i+n]) })
+	return p.touch(Read, addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return p.load(r, at, buf[i:i+n]) })
 }
 
 // Write copies data into memory, as stores do. Like Read, all or nothing.
@@ -27,13 +27,13 @@ func (p *Process) Write(addr uint64, data []byte) error {
 }
 
 func (p *Process) write(addr uint64, data []byte) error {
-	return p.touch(Write, addr, uint64(len(data)), func(v *vad, at, i, n uint64) error { return p.store(v, at, data[i:i+n]) })
+	return p.touch(Write, addr, uint64(len(data)), func(r part, at, i, n uint64) error { return p.store(r, at, data[i:i+n]) })
 }
 
 // Execute fetches the instruction at addr: it checks and faults, and runs nothing.
 func (p *Process) Execute(addr uint64) error {
 	var b [1]byte
-	err := p.touch(Fetch, addr, 1, func(v *vad, at, _, _ uint64) error { return p.load(v, at, b[:]) })
+	err := p.touch(Fetch, addr, 1, func(r part, at, _, _ uint64) error { return p.load(r, at, b[:]) })
 	var e *Exception
 	if errors.As(err, &e) && e.Code == StatusAccessViolation && e.Kind == Fetch {
 		return p.denied(e)
@@ -42,27 +42,32 @@ func (p *Process) Execute(addr uint64) error {
 }
 
 // load reads pages that have been checked and are held.
-func (p *Process) load(v *vad, addr uint64, buf []byte) error {
+func (p *Process) load(r part, addr uint64, buf []byte) error {
 	switch {
-	case v.system:
+	case r.piece != nil:
+		return p.loadView(r, addr, buf)
+	case r.vad.system:
 		copy(buf, p.sharedPage()[addr%PageSize:])
 		return nil
-	case v.physical:
+	case r.vad.physical:
 		return p.awe.each(addr, len(buf), func(at uint64, i, n int) error { return p.awe.space.Read(at, buf[i:i+n]) })
 	}
 	return p.space.Read(addr, buf)
 }
 
-func (p *Process) store(v *vad, addr uint64, data []byte) error {
-	if v.physical {
+func (p *Process) store(r part, addr uint64, data []byte) error {
+	switch {
+	case r.piece != nil:
+		return p.storeView(r, addr, data)
+	case r.vad.physical:
 		return p.awe.each(addr, len(data), func(at uint64, i, n int) error { return p.awe.space.Write(at, data[i:i+n]) })
 	}
 	return p.space.Write(addr, data)
 }
 
-// touch checks size bytes at addr and runs f on them while the pages are held, once for each allocation that they lie in: f
-// gets the address, and the place and number of bytes.
-func (p *Process) touch(k Kind, addr, size uint64, f func(v *vad, at, i, n uint64) error) error {
+// touch checks size bytes at addr and runs f on them while the pages are held, once for each part of an allocation that they
+// lie in: f gets the address, and the place and number of bytes.
+func (p *Process) touch(k Kind, addr, size uint64, f func(r part, at, i, n uint64) error) error {
 	if size == 0 {
 		return nil
 	}
@@ -96,10 +101,28 @@ func (p *Process) begin(k Kind, addr, size uint64) (h *hold, stack uint64, err e
 	defer p.mu.Unlock()
 	h = p.acquire(first, last, false)
 	stack, err = p.check(k, addr, first, last)
+	if err == nil && stack == 0 && k == Write && p.copiesAny(first, last) { // whoever copies a page has it alone
+		p.release(h)
+		h = p.acquire(first, last, true)
+		stack, err = p.check(k, addr, first, last)
+	}
 	if err != nil || stack != 0 {
 		p.release(h)
 	}
 	return h, stack, err
+}
+
+// copiesAny says whether a store to pages, which has been checked, copies one.
+// +checklocks:p.mu
+func (p *Process) copiesAny(first, last uint64) bool {
+	for page := first; page <= last; {
+		r := p.partAt(page)
+		if r.piece != nil && !r.copied && r.copies {
+			return true
+		}
+		page = r.last + 1
+	}
+	return false
 }
 
 // finish ends an access: what was written is marked so.
@@ -156,20 +179,33 @@ func (p *Process) check(k Kind, addr, first, last uint64) (stack uint64, err err
 		case !a.protection.allows(k, dep):
 			return 0, &Exception{StatusAccessViolation, kind, at}
 		}
-		if !cur.physical {
-			page = min(last, cur.end(i)) // the rest of the run is alike
+		if cur.physical {
+			continue
 		}
+		end := min(last, cur.end(i)) // the rest of the run is alike
+		if cur.view != nil {
+			committed, to := cur.view.state(page, end)
+			if !committed {
+				return 0, &Exception{StatusAccessViolation, kind, at}
+			}
+			end = to
+		}
+		page = end
 	}
 	return 0, nil
 }
 
 // inPage is what an access is told when its pages, up to last, could not be had. They are held.
 func (p *Process) inPage(err error, k Kind, addr, last uint64) error {
-	if !errors.Is(err, mm.StatusInPageError) && !errors.Is(err, mm.StatusOutPageError) {
+	if errors.Is(err, mm.StatusDeleted) {
 		return &Exception{StatusAccessViolation, k, addr} // the process has ended meanwhile
 	}
+	var b [1]byte
 	for page := addr >> pageShift; page < last; page++ {
-		if p.space.Touch(page, page) != nil {
+		p.mu.Lock()
+		r := p.partAt(page)
+		p.mu.Unlock()
+		if p.load(r, page<<pageShift, b[:]) != nil {
 			return &Exception{StatusInPageError, k, max(addr, page<<pageShift)}
 		}
 	}

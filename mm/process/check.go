@@ -10,7 +10,8 @@ import (
 //   - allocations ascend, lie within the address space and do not share a 64 KiB slot, save for parts of placeholders;
 //   - the runs of an allocation ascend from its first page, lie within it, and neighbours differ;
 //   - what is committed adds up to what the memory manager has committed for the process;
-//   - a reserved page has neither a protection nor an offer.
+//   - a reserved page has neither a protection nor an offer;
+//   - a view has its section's pages behind it, and space for its copies.
 //
 // It waits for calls and accesses under way, one process at a time. The pages themselves are mm.System.Check's business.
 func (m *Machine) Check() (errs []error) {
@@ -67,6 +68,18 @@ func (v *vad) check() (committed uint64, errs []error) {
 	if v.last < v.first || len(v.runs) == 0 || v.runs[0].first != v.first {
 		return 0, []error{errors.New("an allocation without pages, or whose runs do not begin with it")}
 	}
+	if v.view != nil {
+		next := v.first
+		for _, q := range v.view.pieces {
+			if q.first != next || q.last < q.first {
+				bad("pieces of the view out of order")
+			}
+			next = q.last + 1
+		}
+		if next != v.last+1 {
+			bad("pages of the view that show nothing")
+		}
+	}
 	for i, r := range v.runs {
 		switch {
 		case r.first > v.last || i > 0 && r.first <= v.runs[i-1].first:
@@ -74,7 +87,14 @@ func (v *vad) check() (committed uint64, errs []error) {
 		case i > 0 && r.attr == v.runs[i-1].attr:
 			bad("neighbouring runs are alike")
 		}
-		if r.committed {
+		if v.view == nil && r.copied || v.view != nil && (!r.committed || r.offered) {
+			bad("pages that a view cannot have, or only a view can")
+		}
+		if r.committed && v.view != nil {
+			if r.promised() {
+				committed += v.end(i) - r.first + 1
+			}
+		} else if r.committed {
 			committed += v.end(i) - r.first + 1
 		} else if r.attr != (attr{}) {
 			bad("reserved pages with a protection")

@@ -13,6 +13,9 @@ func (p *Process) reset(first, last uint64, undo bool) error {
 		return InvalidAddress
 	}
 	ranges := v.committed(first, last, true)
+	if v.view != nil {
+		ranges = v.copiedRanges(first, last) // what others see is kept
+	}
 	return p.unlocked(func() error { // a neighbour's read-ahead may have to end first
 		intact := true
 		for _, r := range ranges {
@@ -103,6 +106,34 @@ func (p *Process) Discard(addr, size uint64) error {
 // Range is an entry of PrefetchVirtualMemory.
 type Range struct{ Address, Bytes uint64 }
 
+// prefetch reads pages back that are held.
+func (p *Process) prefetch(first, last uint64) error {
+	p.mu.Lock()
+	var views []part
+	var at []uint64
+	for page := first; page <= last; {
+		i := p.after(page)
+		if i >= len(p.vads) || p.vads[i].first > last {
+			break
+		}
+		page = max(page, p.vads[i].first)
+		r := p.partAt(page)
+		r.last = min(r.last, last)
+		if r.piece != nil && !r.copied {
+			views, at = append(views, r), append(at, page)
+		}
+		page = r.last + 1
+	}
+	p.mu.Unlock()
+	for i, r := range views {
+		if err := r.piece.shown.Prefetch(at[i], r.last); err != nil {
+			return err
+		}
+	}
+	_, err := p.space.Prefetch(first, last)
+	return err
+}
+
 // Prefetch is PrefetchVirtualMemory: what the ranges have in page files comes back as far as frames are free, but not into
 // the working set. Memory that is not there is passed over. InvalidParameter: no range, or an empty one.
 func (p *Process) Prefetch(ranges []Range) error {
@@ -122,7 +153,7 @@ func (p *Process) Prefetch(ranges []Range) error {
 		p.mu.Lock()
 		h := p.acquire(first, last, false)
 		p.mu.Unlock()
-		_, err := p.space.Prefetch(first, last)
+		err := p.prefetch(first, last)
 		p.mu.Lock()
 		p.release(h)
 		p.mu.Unlock()

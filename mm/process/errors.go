@@ -14,6 +14,7 @@ type Error uint32
 const (
 	Success            Error = 0
 	FileNotFound       Error = 2
+	PathNotFound       Error = 3
 	AccessDenied       Error = 5
 	InvalidHandle      Error = 6
 	NotEnoughMemory    Error = 8
@@ -21,9 +22,11 @@ const (
 	GenFailure         Error = 31
 	NotSupported       Error = 50
 	UnexpNetErr        Error = 59
+	FileExists         Error = 80
 	InvalidParameter   Error = 87
 	DiskFull           Error = 112
 	InsufficientBuffer Error = 122
+	NegativeSeek       Error = 131
 	Discarded          Error = 157
 	NotLocked          Error = 158
 	Busy               Error = 170
@@ -50,7 +53,8 @@ var errorNames = map[Error]string{
 	Success: "ERROR_SUCCESS", FileNotFound: "ERROR_FILE_NOT_FOUND", AccessDenied: "ERROR_ACCESS_DENIED",
 	InvalidHandle: "ERROR_INVALID_HANDLE", NotEnoughMemory: "ERROR_NOT_ENOUGH_MEMORY", BadLength: "ERROR_BAD_LENGTH",
 	GenFailure: "ERROR_GEN_FAILURE", NotSupported: "ERROR_NOT_SUPPORTED", UnexpNetErr: "ERROR_UNEXP_NET_ERR",
-	InvalidParameter: "ERROR_INVALID_PARAMETER", DiskFull: "ERROR_DISK_FULL",
+	PathNotFound: "ERROR_PATH_NOT_FOUND", FileExists: "ERROR_FILE_EXISTS",
+	NegativeSeek: "ERROR_NEGATIVE_SEEK", InvalidParameter: "ERROR_INVALID_PARAMETER", DiskFull: "ERROR_DISK_FULL",
 	InsufficientBuffer: "ERROR_INSUFFICIENT_BUFFER", Discarded: "ERROR_DISCARDED", NotLocked: "ERROR_NOT_LOCKED",
 	Busy: "ERROR_BUSY", AlreadyExists: "ERROR_ALREADY_EXISTS", BadExeFormat: "ERROR_BAD_EXE_FORMAT",
 	NoMoreItems: "ERROR_NO_MORE_ITEMS", PartialCopy: "ERROR_PARTIAL_COPY", InvalidAddress: "ERROR_INVALID_ADDRESS",

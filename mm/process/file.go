@@ -7,7 +7,8 @@ import "memfs/mm"
 // once from several goroutines, and wait for the host or for I/O with no lock of this package held. Errors are of type Error
 // or mm.Status.
 type File interface {
-	// Segment has its pages, which a section over the file shares with everybody else who uses it.
+	// Segment has its pages, which a section over the file shares with everybody else who uses it, real programs too: loads and
+	// stores go through its Fetch and Edit.
 	Segment() *mm.Segment
 	// Path is its name in the mount, beginning with a slash; empty for what is behind a page-file-backed section.
 	Path() string
@@ -16,12 +17,6 @@ type File interface {
 	// SetSize makes it shorter or longer, as ftruncate(2) does, for real programs as well. Whether views forbid it has been
 	// looked at. DiskFull or mm.StatusCommitmentLimit: no space.
 	SetSize(size int64) error
-	// Fetch is called before a process loads from [off, off+n): what real programs have stored in mappings and the host has not
-	// sent yet is in the segment when it returns.
-	Fetch(off, n int64) error
-	// Store is called when a process stores into [off, off+n), and runs apply, which changes the pages in the segment, exactly
-	// once: when the host has no copy of them, or while a READ of them waits for its answer. apply waits for store I/O only.
-	Store(off, n int64, apply func() error) error
 	// Unlink takes the name of a page-file-backed section away, whose last handle is closed. Views keep its pages until Close.
 	Unlink()
 	// Close says that no handle, section or view of any process uses the file any more.
@@ -30,8 +25,8 @@ type File interface {
 
 // Files opens files of the mount, for a process and with the rights of its owner.
 type Files interface {
-	// Open opens or makes the regular file at path, as CreateFile does; existed says whether it was there. A path is the
-	// mount's, with slashes or backslashes. FileNotFound, AlreadyExists, AccessDenied.
+	// Open opens or makes the regular file at path, which has slashes; existed says whether it was there. d is CreateNew,
+	// OpenExisting or OpenAlways: nothing is truncated here. FileNotFound, PathNotFound, FileExists, AccessDenied.
 	Open(p *Process, path string, access uint32, d Disposition) (f File, existed bool, err error)
 	// Remove is DeleteFile. What is open or mapped keeps its pages.
 	Remove(p *Process, path string) error
@@ -75,7 +70,7 @@ func (noFiles) Open(*Process, string, uint32, Disposition) (File, bool, error) {
 func (noFiles) Remove(*Process, string) error { return FileNotFound }
 
 func (n noFiles) NewSection(_ *Process, _ string, size int64) (File, error) {
-	return &looseFile{seg: n.sys.NewSegment(nobody{}), size: size}, nil
+	return &looseFile{seg: n.sys.NewSegment(nil), size: size}, nil
 }
 
 // looseFile is pages without a name in any mount: no real program can have a copy of them.
@@ -84,18 +79,9 @@ type looseFile struct {
 	size int64
 }
 
-func (f *looseFile) Segment() *mm.Segment                       { return f.seg }
-func (f *looseFile) Path() string                               { return "" }
-func (f *looseFile) Size() int64                                { return f.size }
-func (f *looseFile) SetSize(int64) error                        { return AccessDenied }
-func (f *looseFile) Fetch(int64, int64) error                   { return nil }
-func (f *looseFile) Store(_, _ int64, apply func() error) error { return apply() }
-func (f *looseFile) Unlink()                                    {}
-func (f *looseFile) Close()                                     { f.seg.Delete() }
-
-// nobody is the host of pages that no host sees.
-type nobody struct{}
-
-func (nobody) WriteBack(int64, int64) error  { return nil }
-func (nobody) Invalidate(int64, int64) error { return nil }
-func (nobody) Written() bool                 { return false }
+func (f *looseFile) Segment() *mm.Segment { return f.seg }
+func (f *looseFile) Path() string         { return "" }
+func (f *looseFile) Size() int64          { return f.size }
+func (f *looseFile) SetSize(int64) error  { return AccessDenied }
+func (f *looseFile) Unlink()              {}
+func (f *looseFile) Close()               { f.seg.Delete() }

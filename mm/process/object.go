@@ -122,6 +122,7 @@ type handle struct {
 	object  kernelObject
 	access  uint32
 	inherit bool // child processes that inherit handles get this one
+	protect bool // it cannot be closed
 }
 
 // handleTable is a process's handles.
@@ -195,7 +196,7 @@ func use[T kernelObject](p *Process, h Handle) (o T, access uint32, done func(),
 func (p *Process) Close(h Handle) error {
 	p.handles.mu.Lock()
 	e, ok := p.handles.open[h&^3]
-	if h == NoHandle {
+	if h == NoHandle || e.protect {
 		ok = false
 	}
 	if ok {
@@ -208,6 +209,45 @@ func (p *Process) Close(h Handle) error {
 	}
 	p.machine.sys.ReleaseRecord(handleBytes)
 	p.machine.dereference(e.object, true)
+	return nil
+}
+
+// Flags of SetHandleInformation.
+const (
+	HandleFlagInherit = 1
+	HandleFlagProtect = 2 // the handle cannot be closed
+)
+
+// HandleFlags is GetHandleInformation.
+func (p *Process) HandleFlags(h Handle) (flags uint32, err error) {
+	e, err := p.entryOf(h)
+	if e.inherit {
+		flags |= HandleFlagInherit
+	}
+	if e.protect {
+		flags |= HandleFlagProtect
+	}
+	return flags, err
+}
+
+// SetHandleFlags is SetHandleInformation: of the flags in mask. InvalidHandle.
+func (p *Process) SetHandleFlags(h Handle, mask, flags uint32) error {
+	if mask&^(HandleFlagInherit|HandleFlagProtect) != 0 {
+		return InvalidParameter
+	}
+	p.handles.mu.Lock()
+	defer p.handles.mu.Unlock()
+	e, ok := p.handles.open[h&^3]
+	if !ok || h == NoHandle {
+		return InvalidHandle
+	}
+	if mask&HandleFlagInherit != 0 {
+		e.inherit = flags&HandleFlagInherit != 0
+	}
+	if mask&HandleFlagProtect != 0 {
+		e.protect = flags&HandleFlagProtect != 0
+	}
+	p.handles.open[h&^3] = e
 	return nil
 }
 
@@ -227,15 +267,8 @@ func (p *Process) Duplicate(h Handle, to *Process, access uint32, inherit bool, 
 	if options&DuplicateSameAccess == 0 {
 		e.access = e.object.grant(e.access, access)
 	}
-	e.inherit = inherit
-	p.machine.objects.Lock()
-	alive := e.object.base().refs > 0
-	if alive {
-		e.object.base().handles++
-		e.object.base().refs++
-	}
-	p.machine.objects.Unlock()
-	if !alive {
+	e.inherit, e.protect = inherit, false
+	if !p.machine.keep(e.object) {
 		return 0, InvalidHandle
 	}
 	n, err := to.open(e)
@@ -246,6 +279,48 @@ func (p *Process) Duplicate(h Handle, to *Process, access uint32, inherit bool, 
 		_ = p.Close(h) // it was there a moment ago; somebody else may have closed it
 	}
 	return n, nil
+}
+
+// inherit gives this process another's handle, under the same number.
+func (p *Process) inherit(from *Process, h Handle) error {
+	e, err := from.entryOf(h)
+	if err != nil {
+		return err
+	}
+	m := p.machine
+	if !m.keep(e.object) {
+		return InvalidHandle
+	}
+	if err := m.sys.ChargeRecord(handleBytes); err != nil {
+		m.dereference(e.object, true)
+		return win32(err)
+	}
+	p.handles.mu.Lock()
+	_, taken := p.handles.open[h]
+	if ok := !taken && !p.handles.closed; ok {
+		if p.handles.open == nil {
+			p.handles.open = make(map[Handle]handle)
+		}
+		p.handles.open[h] = e
+		p.handles.mu.Unlock()
+		return nil
+	}
+	p.handles.mu.Unlock()
+	m.sys.ReleaseRecord(handleBytes)
+	m.dereference(e.object, true)
+	return AccessDenied
+}
+
+// keep takes a reference for another handle of an object that may be on its way out; false if it is.
+func (m *Machine) keep(o kernelObject) bool {
+	m.objects.Lock()
+	defer m.objects.Unlock()
+	b := o.base()
+	if b.refs == 0 {
+		return false
+	}
+	b.handles, b.refs = b.handles+1, b.refs+1
+	return true
 }
 
 // closeHandles closes all handles, for good.

@@ -211,6 +211,13 @@ func (p *Process) end() {
 	p.mu.Lock()
 	p.ended = true
 	h := p.acquire(0, everything, true)
+	var views []*vad
+	for _, v := range p.vads {
+		if v.view != nil {
+			p.unfill(v)
+			views = append(views, v)
+		}
+	}
 	p.vads, p.virtual = nil, 0
 	n, awe := p.recorded, p.awe
 	p.recorded, p.awe = 0, nil
@@ -221,6 +228,10 @@ func (p *Process) end() {
 	}
 	p.machine.sys.ReleaseRecord(n)
 	p.closeHandles()
+	for _, v := range views {
+		p.machine.countView(v.view.section, -1)
+		p.machine.dereference(v.view.section, false)
+	}
 	p.mu.Lock()
 	p.release(h)
 	p.mu.Unlock()

@@ -15,6 +15,17 @@ func (p Protection) valid() bool {
 	return mod == 0 || base != NoAccess
 }
 
+// validView is valid for views, which can be of the protections besides that copy a page when it is written.
+func (p Protection) validView() bool {
+	switch p.Base() {
+	case WriteCopy:
+		return (p&^baseMask | ReadWrite).valid()
+	case ExecuteWriteCopy:
+		return (p&^baseMask | ExecuteReadWrite).valid()
+	}
+	return p.valid()
+}
+
 // of an allocation with protection a: whether memory is cached is a property of the allocation, not of the page.
 func (p Protection) of(a Protection) Protection {
 	if p.Base() == NoAccess {

@@ -18,7 +18,7 @@ func (p *Process) peek(addr uint64, buf []byte) error {
 	p.mu.Unlock()
 	err := error(NoAccessError)
 	if ok {
-		err = p.copyHeld(addr, uint64(len(buf)), func(v *vad, at, i, n uint64) error { return p.load(v, at, buf[i:i+n]) })
+		err = p.copyHeld(addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return p.load(r, at, buf[i:i+n]) })
 	}
 	p.mu.Lock()
 	p.release(h)
@@ -26,14 +26,14 @@ func (p *Process) peek(addr uint64, buf []byte) error {
 	return win32(err)
 }
 
-// copyHeld runs f for each allocation that an access lies in, whose pages are held.
-func (p *Process) copyHeld(addr, size uint64, f func(v *vad, at, i, n uint64) error) error {
+// copyHeld runs f for each part of an allocation that an access lies in, whose pages are held.
+func (p *Process) copyHeld(addr, size uint64, f func(r part, at, i, n uint64) error) error {
 	for i := uint64(0); i < size; {
 		p.mu.Lock()
-		v := p.find((addr + i) >> pageShift)
+		r := p.partAt((addr + i) >> pageShift)
 		p.mu.Unlock()
-		n := min(size-i, (v.last+1)<<pageShift-(addr+i))
-		if err := f(v, addr+i, i, n); err != nil {
+		n := min(size-i, (r.last+1)<<pageShift-(addr+i))
+		if err := f(r, addr+i, i, n); err != nil {
 			return err
 		}
 		i += n
@@ -65,6 +65,9 @@ func (p *Process) every(first, last uint64, f func(attr) bool) bool {
 			continue
 		}
 		if !v.all(page, end, func(a attr) bool { return a.committed && !a.offered && f(a) }) {
+			return false
+		}
+		if v.view != nil && !v.view.committed(v, page, end) {
 			return false
 		}
 		page = end + 1
@@ -101,15 +104,19 @@ func (p *Process) WriteMemory(addr uint64, data []byte) error {
 func (p *Process) writeMemory(addr uint64, data []byte, first, last uint64) error {
 	p.mu.Lock()
 	h := p.acquire(first, last, false)
-	unguarded := func(a attr) bool { return a.protection&Guard == 0 }
-	ok := p.every(first, last, func(a attr) bool { return unguarded(a) && a.protection.Writable() }) ||
-		p.every(first, last, func(a attr) bool {
-			return unguarded(a) && a.protection.Executable() && !a.protection.Writable()
-		})
+	ok, lift := p.writes(first, last)
+	if ok && (lift || p.copiesAny(first, last)) { // whoever copies a page has it alone
+		p.release(h)
+		h = p.acquire(first, last, true)
+		ok, lift = p.writes(first, last)
+	}
 	p.mu.Unlock()
 	err := error(NoAccessError)
 	if ok {
-		err = p.copyHeld(addr, uint64(len(data)), func(v *vad, at, i, n uint64) error { return p.store(v, at, data[i:i+n]) })
+		err = p.copyHeld(addr, uint64(len(data)), func(r part, at, i, n uint64) error {
+			r.copies = r.copies || lift
+			return p.store(r, at, data[i:i+n])
+		})
 	}
 	if err == nil {
 		p.finish(h, Write)
@@ -117,4 +124,27 @@ func (p *Process) writeMemory(addr uint64, data []byte, first, last uint64) erro
 	}
 	p.finish(h, Read)
 	return win32(err)
+}
+
+// writes says whether all pages can be written for another process. lift says that their protection must be lifted for it:
+// they can be executed and not written. Views of data cannot be lifted above what they were mapped with.
+// +checklocks:p.mu
+func (p *Process) writes(first, last uint64) (ok, lift bool) {
+	unguarded := func(a attr) bool { return a.protection&Guard == 0 }
+	if p.every(first, last, func(a attr) bool { return unguarded(a) && a.protection.Writable() }) {
+		return true, false
+	}
+	if !p.every(first, last, func(a attr) bool {
+		return unguarded(a) && a.protection.Executable() && !a.protection.Writable()
+	}) {
+		return false, false
+	}
+	for page := first; page <= last; {
+		r := p.partAt(page)
+		if r.piece != nil && r.vad.kind == TypeMapped {
+			return false, false
+		}
+		page = r.last + 1
+	}
+	return true, true
 }

@@ -2,7 +2,6 @@ package process
 
 import (
 	"errors"
-	"strings"
 
 	"memfs/mm"
 )
@@ -82,6 +81,19 @@ func (s *Section) Info() SectionInfo {
 		Name: s.name, Path: s.file.Path(), Size: s.size, Protection: s.protection, Attributes: s.attributes,
 		Handles: s.handles, References: s.refs, Views: s.views, Subsections: append([]Subsection(nil), s.subsections...),
 	}
+}
+
+// QuerySection is NtQuerySection. InvalidHandle; AccessDenied without the right to ask.
+func (p *Process) QuerySection(h Handle) (SectionInfo, error) {
+	s, access, done, err := use[*Section](p, h)
+	if err != nil {
+		return SectionInfo{}, err
+	}
+	defer done()
+	if access&SectionQuery == 0 {
+		return SectionInfo{}, AccessDenied
+	}
+	return s.Info(), nil
 }
 
 // File is what has the section's pages.
@@ -216,6 +228,7 @@ func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name str
 		return 0, false, err
 	}
 	if there := m.publish(s, name); there != nil {
+		s.unnamed()
 		s.destroy()
 		return p.existing(there, prot, inherit)
 	}
@@ -326,10 +339,7 @@ func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
 		return NotEnoughMemory // STATUS_SECTION_TOO_BIG
 	case size > now:
 		if err := f.SetSize(int64(size)); err != nil {
-			if errors.Is(err, mm.StatusCommitmentLimit) {
-				return DiskFull
-			}
-			return win32(err)
+			return resized(err)
 		}
 	}
 	s.size = size
@@ -368,60 +378,4 @@ func (p *Process) imageOf(s *Section, f *openFile) error {
 	}
 	s.size, s.subsections, s.layout = l.Size, l.Subsections, l
 	return nil
-}
-
-// --- opened files --------------------------------------------------------------------------------------------------------
-
-// What a file's handle allows: the GENERIC_ rights in short.
-const (
-	fileRead    = 1
-	fileWrite   = 2
-	fileExecute = 4
-)
-
-// rights are a file handle's from the access asked for.
-func rights(access uint32) (r uint32) {
-	for _, g := range []struct{ generic, rights uint32 }{
-		{GenericRead, fileRead}, {GenericWrite, fileWrite}, {GenericExecute, fileExecute},
-		{GenericAll, fileRead | fileWrite | fileExecute},
-		// FILE_READ_DATA, FILE_WRITE_DATA, FILE_EXECUTE.
-		{0x1, fileRead}, {0x2, fileWrite}, {0x20, fileExecute},
-	} {
-		if access&g.generic != 0 {
-			r |= g.rights
-		}
-	}
-	return r
-}
-
-// openFile is an open file: a file object.
-type openFile struct {
-	object
-	File
-	machine *Machine
-}
-
-func newOpenFile(m *Machine, f File) *openFile { return &openFile{File: f, machine: m} }
-
-func (f *openFile) destroy() { f.Close() }
-
-func (f *openFile) grant(has, want uint32) uint32 { return has & rights(want) }
-
-// OpenFile is CreateFile. existed says that the file was there, which CREATE_ALWAYS and OPEN_ALWAYS tell by the last error.
-func (p *Process) OpenFile(path string, access uint32, d Disposition) (h Handle, existed bool, err error) {
-	if d < CreateNew || d > TruncateExisting {
-		return 0, false, InvalidParameter
-	}
-	path = strings.ReplaceAll(path, `\`, "/")
-	if path == "" || strings.ContainsRune(path, 0) {
-		return 0, false, FileNotFound
-	}
-	file, existed, err := p.machine.files.Open(p, path, access, d)
-	if err != nil {
-		return 0, false, win32(err)
-	}
-	f := newOpenFile(p.machine, file)
-	p.machine.publish(f, "")
-	h, err = p.open(handle{object: f, access: rights(access)})
-	return h, existed, err
 }

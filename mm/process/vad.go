@@ -12,6 +12,7 @@ type vad struct {
 	kind        Type
 	runs        []run
 	watch       *watch // of MEM_WRITE_WATCH
+	view        *view  // nil of private memory
 	physical    bool   // MEM_PHYSICAL: pages come from MapUserPhysicalPages
 	placeholder bool   // nothing but MEM_REPLACE_PLACEHOLDER can be done with it
 	replaced    bool   // took the place of a placeholder
@@ -31,6 +32,7 @@ type run struct {
 type attr struct {
 	committed  bool
 	offered    bool // OfferVirtualMemory: cannot be touched until reclaimed
+	copied     bool // of a view: the process has a copy of its own
 	protection Protection
 }
 
@@ -121,6 +123,16 @@ func (v *vad) committed(first, last uint64, want bool) (ranges [][2]uint64) {
 			return
 		}
 		ranges = append(ranges, [2]uint64{lo, hi})
+	})
+	return ranges
+}
+
+// copiedRanges lists the pages among first..last that the process has copies of its own of, as ranges.
+func (v *vad) copiedRanges(first, last uint64) (ranges [][2]uint64) {
+	v.each(first, last, func(lo, hi uint64, a attr) {
+		if a.copied {
+			ranges = append(ranges, [2]uint64{lo, hi})
+		}
 	})
 	return ranges
 }

@@ -46,7 +46,8 @@ func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64,
 	if !ok || addr == 0 && last >= p.high>>pageShift {
 		return 0, InvalidParameter
 	}
-	if !prot.valid() {
+	// What pages of a view can be is seen when it is known that they are (commit).
+	if !prot.valid() && (typ != MemCommit || addr == 0 || !prot.validView()) {
 		return 0, InvalidParameter
 	}
 	if typ&MemLargePages != 0 {
@@ -148,8 +149,13 @@ func (p *Process) commit(first, last uint64, prot Protection) error {
 		return err
 	}
 	v := p.find(first)
-	if v == nil || !v.contains(first, last) || v.physical || v.placeholder || v.system {
+	switch {
+	case !prot.valid() && (v == nil || v.view == nil):
+		return InvalidParameter
+	case v == nil || !v.contains(first, last) || v.physical || v.placeholder || v.system:
 		return InvalidAddress
+	case v.view != nil:
+		return p.commitView(v, first, last, prot)
 	}
 	return p.commitPages(v, first, last, prot)
 }
@@ -167,17 +173,7 @@ func (p *Process) commitPages(v *vad, first, last uint64, prot Protection) error
 		return NotEnoughMemory
 	}
 	p.committing += n
-	err := p.unlocked(func() error {
-		for i, r := range todo {
-			if err := p.space.Commit(r[0], r[1]); err != nil {
-				for _, r := range todo[:i+1] {
-					p.space.Decommit(r[0], r[1])
-				}
-				return win32(err)
-			}
-		}
-		return nil
-	})
+	err := p.unlocked(func() error { return p.commitRanges(todo) })
 	p.committing -= n
 	if err != nil {
 		return err
@@ -186,6 +182,19 @@ func (p *Process) commitPages(v *vad, first, last uint64, prot Protection) error
 	prot = prot.of(v.protection)
 	v.set(first, last, func(attr) attr { return attr{committed: true, protection: prot} })
 	p.shoot(first, last, prot)
+	return nil
+}
+
+// commitRanges commits ranges of pages of which nothing is committed; all or none.
+func (p *Process) commitRanges(ranges [][2]uint64) error {
+	for i, r := range ranges {
+		if err := p.space.Commit(r[0], r[1]); err != nil {
+			for _, r := range ranges[:i+1] {
+				p.space.Decommit(r[0], r[1])
+			}
+			return win32(err)
+		}
+	}
 	return nil
 }
 
@@ -316,7 +325,7 @@ func (p *Process) Protect(addr, size uint64, prot Protection) (old Protection, e
 }
 
 func (p *Process) protect(addr, size uint64, prot Protection) (old Protection, err error) {
-	if !prot.valid() {
+	if !prot.validView() {
 		return 0, InvalidParameter
 	}
 	first, last, ok := p.span(addr, size)
@@ -329,6 +338,16 @@ func (p *Process) protect(addr, size uint64, prot Protection) (old Protection, e
 		return NoAccess, err
 	}
 	v := p.find(first)
+	if v != nil && v.view != nil && v.contains(first, last) {
+		old = v.at(first).protection
+		if err := p.protectView(v, first, last, prot); err != nil {
+			return NoAccess, err
+		}
+		return old, nil
+	}
+	if !prot.valid() {
+		return 0, InvalidParameter
+	}
 	if v == nil || !v.contains(first, last) || v.system ||
 		!v.all(first, last, func(a attr) bool { return a.committed && !a.offered }) {
 		return NoAccess, InvalidAddress
@@ -379,11 +398,18 @@ func (v *vad) region(page uint64) Region {
 	for i++; i < len(v.runs) && v.runs[i].committed == a.committed && v.runs[i].protection == a.protection; i++ {
 		end = v.end(i)
 	}
+	committed := a.committed
+	if v.view != nil {
+		committed, end = v.view.state(page, end)
+	}
+	if v.view != nil && !committed { // reserved pages are alike, whatever they would be
+		_, end = v.view.state(page, v.last)
+	}
 	r := Region{
 		BaseAddress: page << pageShift, AllocationBase: v.base(), AllocationProtect: v.protection,
 		RegionSize: (end - page + 1) << pageShift, State: StateReserve, Type: v.kind,
 	}
-	if a.committed {
+	if committed {
 		r.State, r.Protect = StateCommit, a.protection
 	}
 	return r

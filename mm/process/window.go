@@ -146,6 +146,12 @@ func (w *Window) Fault(addr uint64, buf []byte, writable func() bool) error {
 
 func (w *Window) load(addr uint64, buf []byte, first, last uint64, writable func() bool) error {
 	p := w.p
+	if p.showsSection(first, last) { // a store to the section would not be seen here: programs map its file
+		if first != last {
+			return NoAccessError
+		}
+		return &Exception{StatusAccessViolation, Read, addr}
+	}
 	if first != last {
 		if writable() && !p.quiet(first, last, Write) || !p.quiet(first, last, Read) {
 			return NoAccessError
@@ -156,6 +162,18 @@ func (w *Window) load(addr uint64, buf []byte, first, last uint64, writable func
 		return &Exception{StatusAccessViolation, Write, addr}
 	}
 	return p.read(addr, buf)
+}
+
+// showsSection says whether a page is a view's.
+func (p *Process) showsSection(first, last uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := p.after(first); i < len(p.vads) && p.vads[i].first <= last; i++ {
+		if p.vads[i].view != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // storable says whether a store into a page would be allowed, as far as its protection says; so is one into a page that
@@ -261,7 +279,7 @@ func (p *Process) storeBack(addr uint64, data []byte, revoked bool) error {
 	p.mu.Unlock()
 	err := error(NoAccessError)
 	if ok {
-		err = p.copyHeld(addr, uint64(len(data)), func(v *vad, at, i, n uint64) error { return p.store(v, at, data[i:i+n]) })
+		err = p.copyHeld(addr, uint64(len(data)), func(r part, at, i, n uint64) error { return p.store(r, at, data[i:i+n]) })
 	}
 	p.finish(h, Write)
 	return err

@@ -94,24 +94,35 @@ type PageFacts struct {
 	Locked     bool
 }
 
-// WorkingSetEx is QueryWorkingSetEx for one address, any address. A page that is not in the working set has all else 0.
+// mostShares is the highest share count that there is room for.
+const mostShares = 7
+
+// WorkingSetEx is QueryWorkingSetEx for one address, any address. A page that is not in the working set has all else 0, save
+// that a section's is shared.
 func (p *Process) WorkingSetEx(addr uint64) PageFacts {
 	page := addr >> pageShift
 	p.mu.Lock()
 	v := p.find(page)
 	var a attr
+	committed := true
 	if v != nil {
 		a = v.at(page)
 	}
+	if v != nil && v.view != nil {
+		committed, _ = v.view.state(page, page)
+	}
 	p.mu.Unlock()
-	if v == nil || !a.committed || a.offered || a.protection.Base() == NoAccess || addr > p.high {
+	if v == nil || !a.committed || a.offered || addr > p.high {
 		return PageFacts{}
 	}
+	shared := v.view != nil && !a.copied && committed
 	i := p.space.Page(page)
-	if i.State != mm.StateActive {
-		return PageFacts{}
+	if i.State != mm.StateActive || a.protection.Base() == NoAccess || !i.Shared && shared {
+		return PageFacts{Shared: shared}
 	}
-	return PageFacts{Valid: true, Protection: a.protection, Locked: i.Locked}
+	return PageFacts{
+		Valid: true, Protection: a.protection, Locked: i.Locked, Shared: shared, ShareCount: min(i.Shares, mostShares),
+	}
 }
 
 // WorkingSetPage is one entry of QueryWorkingSet.
@@ -119,13 +130,17 @@ type WorkingSetPage struct {
 	Address    uint64
 	Protection Protection
 	Locked     bool
+	Shared     bool
+	ShareCount uint32
 }
 
 // WorkingSet lists the pages in the working set, ascending.
 func (p *Process) WorkingSet() (pages []WorkingSetPage) {
 	p.space.Each(0, everything, func(i mm.PageInfo) bool {
 		if i.State == mm.StateActive {
-			pages = append(pages, WorkingSetPage{Address: i.Index << pageShift, Locked: i.Locked})
+			pages = append(pages, WorkingSetPage{
+				Address: i.Index << pageShift, Locked: i.Locked, Shared: i.Shared, ShareCount: min(i.Shares, mostShares),
+			})
 		}
 		return true
 	})
@@ -157,11 +172,18 @@ func (p *Process) Lock(addr, size uint64) error {
 	most := p.ws.min - min(p.ws.min, overhead)
 	p.mu.Unlock()
 	var failed error
-	err := p.touch(Read, first<<pageShift, (last-first+1)<<pageShift, func(v *vad, at, _, n uint64) error {
-		if v.system || v.physical || failed != nil {
+	err := p.touch(Read, first<<pageShift, (last-first+1)<<pageShift, func(r part, at, _, n uint64) error {
+		if r.vad.system || r.vad.physical || failed != nil {
 			return nil // always there
 		}
-		failed = p.space.Lock(at>>pageShift, (at+n-1)>>pageShift, most)
+		lock := p.space.Lock
+		if r.piece != nil && !r.copied {
+			if failed = r.piece.fetch(r.vad.view, at, int(n)); failed != nil {
+				return nil
+			}
+			lock = r.piece.shown.Lock
+		}
+		failed = lock(at>>pageShift, (at+n-1)>>pageShift, most)
 		return nil
 	})
 	if err == nil {
@@ -173,7 +195,7 @@ func (p *Process) Lock(addr, size uint64) error {
 // quiet is the error that a call returns which met what would have been an exception in the program.
 func quiet(err error) error {
 	var e *Exception
-	if !errors.As(err, &e) {
+	if !errors.As(err, &e) { // a failure of the memory manager, or none
 		return win32(err)
 	}
 	switch e.Code {

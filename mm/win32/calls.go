@@ -580,6 +580,16 @@ func createNotification(c *Call) error {
 	return nil
 }
 
+// closeNotification closes a handle of createNotification; false if it is none.
+func (c *Call) closeNotification(h uint64) bool {
+	open := c.Value(notifications{}, func() any { return map[uint64]bool{} }).(map[uint64]bool)
+	c.Session.mu.Lock()
+	defer c.Session.mu.Unlock()
+	was := open[h]
+	delete(open, h)
+	return was
+}
+
 func queryNotification(c *Call) error {
 	h := c.Number("Handle")
 	open := c.Value(notifications{}, func() any { return map[uint64]bool{} }).(map[uint64]bool)

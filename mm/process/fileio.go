@@ -1,0 +1,261 @@
+package process
+
+import (
+	"errors"
+	"strings"
+
+	"memfs/mm"
+)
+
+// What a file's handle allows: the GENERIC_ rights in short.
+const (
+	fileRead    = 1
+	fileWrite   = 2
+	fileExecute = 4
+)
+
+// rights are a file handle's from the access asked for.
+func rights(access uint32) (r uint32) {
+	for _, g := range []struct{ generic, rights uint32 }{
+		{GenericRead, fileRead}, {GenericWrite, fileWrite}, {GenericExecute, fileExecute},
+		{GenericAll, fileRead | fileWrite | fileExecute},
+		{0x1, fileRead}, {0x2, fileWrite}, {0x20, fileExecute}, // FILE_READ_DATA, FILE_WRITE_DATA, FILE_EXECUTE
+	} {
+		if access&g.generic != 0 {
+			r |= g.rights
+		}
+	}
+	return r
+}
+
+// openFile is a file object: an opening of a file, with a position that its handles share.
+type openFile struct {
+	object
+	File
+	machine *Machine
+
+	position uint64 // Machine.objects
+}
+
+func newOpenFile(m *Machine, f File) *openFile { return &openFile{File: f, machine: m} }
+
+func (f *openFile) destroy() { f.Close() }
+
+func (f *openFile) grant(has, want uint32) uint32 { return has & rights(want) }
+
+// at is the position.
+func (f *openFile) at() uint64 {
+	f.machine.objects.Lock()
+	defer f.machine.objects.Unlock()
+	return f.position
+}
+
+func (f *openFile) seek(to uint64) {
+	f.machine.objects.Lock()
+	defer f.machine.objects.Unlock()
+	f.position = to
+}
+
+// OpenFile is CreateFile. existed says that the file was there, which CREATE_ALWAYS and OPEN_ALWAYS tell by the last error.
+// FileNotFound, FileExists, AccessDenied; UserMappedFile if a file that is to be emptied is mapped.
+func (p *Process) OpenFile(path string, access uint32, d Disposition, inherit bool) (h Handle, existed bool, err error) {
+	if d < CreateNew || d > TruncateExisting {
+		return 0, false, InvalidParameter
+	}
+	path = strings.ReplaceAll(path, `\`, "/")
+	if path == "" || strings.ContainsRune(path, 0) {
+		return 0, false, FileNotFound
+	}
+	open, need := d, access
+	switch d {
+	case CreateAlways:
+		open, need = OpenAlways, access|GenericWrite
+	case TruncateExisting:
+		if open = OpenExisting; rights(access)&fileWrite == 0 {
+			return 0, false, InvalidParameter
+		}
+	}
+	file, existed, err := p.machine.files.Open(p, path, need, open)
+	if err != nil {
+		return 0, false, win32(err)
+	}
+	if existed && open != d {
+		if err := empty(file); err != nil {
+			file.Close()
+			return 0, false, err
+		}
+	}
+	f := newOpenFile(p.machine, file)
+	p.machine.publish(f, "")
+	h, err = p.open(handle{object: f, access: rights(access), inherit: inherit})
+	return h, existed, err
+}
+
+// empty makes a file empty that is opened anew.
+func empty(f File) error {
+	if f.Size() == 0 {
+		return nil
+	}
+	if f.Segment().Mapped() {
+		return UserMappedFile
+	}
+	return resized(f.SetSize(0))
+}
+
+// resized is the error of a change of a file's size.
+func resized(err error) error {
+	if errors.Is(err, mm.StatusCommitmentLimit) {
+		return DiskFull
+	}
+	return win32(err)
+}
+
+// RemoveFile is DeleteFile.
+func (p *Process) RemoveFile(path string) error {
+	return win32(p.machine.files.Remove(p, strings.ReplaceAll(path, `\`, "/")))
+}
+
+// file finds an opened file whose handle has rights. done drops the reference.
+func (p *Process) file(h Handle, need uint32) (f *openFile, done func(), err error) {
+	f, access, done, err := use[*openFile](p, h)
+	if err == nil && access&need != need {
+		done()
+		return nil, nil, AccessDenied
+	}
+	return f, done, err
+}
+
+// FileSize is GetFileSizeEx.
+func (p *Process) FileSize(h Handle) (uint64, error) {
+	f, done, err := p.file(h, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	return uint64(f.Size()), nil
+}
+
+// SeekFile is SetFilePointerEx: method is FILE_BEGIN, FILE_CURRENT or FILE_END. InvalidParameter for another one;
+// NegativeSeek.
+func (p *Process) SeekFile(h Handle, distance int64, method uint32) (uint64, error) {
+	f, done, err := p.file(h, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	var from uint64
+	switch method {
+	case 0:
+	case 1:
+		from = f.at()
+	case 2:
+		from = uint64(f.Size())
+	default:
+		return 0, InvalidParameter
+	}
+	to := int64(from) + distance
+	if to < 0 {
+		return 0, NegativeSeek
+	}
+	f.seek(uint64(to))
+	return uint64(to), nil
+}
+
+// SetEndOfFile makes a file end at its position. UserMappedFile: that would cut it off below a view.
+func (p *Process) SetEndOfFile(h Handle) error {
+	f, done, err := p.file(h, fileWrite)
+	if err != nil {
+		return err
+	}
+	defer done()
+	to := int64(f.at())
+	if to < f.Size() && f.Segment().Mapped() {
+		return UserMappedFile
+	}
+	return resized(f.SetSize(to))
+}
+
+// transfer is how many bytes ReadFile and WriteFile move at a time.
+const transfer = 64 << 10
+
+// ReadFile reads from a file's position into memory. All of the buffer counts as written, however little is read: the system
+// has probed it.
+func (p *Process) ReadFile(h Handle, addr, size uint64) (n uint64, err error) {
+	f, done, err := p.file(h, fileRead)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	at := f.at()
+	if err := p.touch(Write, addr, size, func(part, uint64, uint64, uint64) error { return nil }); err != nil {
+		return 0, quiet(err)
+	}
+	for left := min(size, uint64(max(0, f.Size()-int64(at)))); n < left; {
+		b := make([]byte, min(left-n, transfer))
+		if err = f.load(int64(at+n), b); err == nil {
+			err = p.Write(addr+n, b)
+		}
+		if err != nil {
+			break
+		}
+		n += uint64(len(b))
+	}
+	f.seek(at + n)
+	return n, quiet(err)
+}
+
+// WriteFile writes memory to a file at its position, and makes the file longer if need be.
+func (p *Process) WriteFile(h Handle, addr, size uint64) (n uint64, err error) {
+	f, done, err := p.file(h, fileWrite)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	p.fetch(addr, size)
+	at := f.at()
+	var failed error
+	err = p.touch(Read, addr, size, func(r part, from, _, room uint64) error {
+		if end := int64(at + size); n == 0 && end > f.Size() {
+			failed = f.SetSize(end)
+		}
+		for room > 0 && failed == nil {
+			b := make([]byte, min(room, transfer))
+			if err := p.load(r, from, b); err != nil {
+				return err
+			}
+			if failed = f.store(int64(at+n), b); failed != nil {
+				break
+			}
+			k := uint64(len(b))
+			n, from, room = n+k, from+k, room-k
+		}
+		return nil
+	})
+	f.seek(at + n)
+	if failed != nil {
+		return n, resized(failed)
+	}
+	return n, quiet(err)
+}
+
+// load reads bytes of the file, those that real programs have written included.
+func (f *openFile) load(off int64, b []byte) error {
+	if err := f.Segment().Fetch(off, int64(len(b))); err != nil {
+		return err
+	}
+	return f.Segment().Load(off, b)
+}
+
+// store stores bytes in the file, a page at a time, as Edit wants it.
+func (f *openFile) store(off int64, b []byte) error {
+	for len(b) > 0 {
+		n := min(len(b), PageSize-int(off%PageSize))
+		page := uint64(off) >> pageShift
+		err := f.Segment().Edit(page, page, func() error { return f.Segment().Store(off, b[:n]) })
+		if err != nil {
+			return err
+		}
+		off, b = off+int64(n), b[n:]
+	}
+	return nil
+}
