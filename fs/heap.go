@@ -47,7 +47,7 @@ func findHeaps(dir *controlNode, name string) (controlNode, bool) {
 
 // hasHeap says whether the node's process has the node's heap, now.
 func (n *controlNode) hasHeap() bool {
-	all, _ := n.proc.process.HeapView()
+	all, _ := n.proc.process().HeapView()
 	return n.heap > 0 && n.heap < 1<<(controlRowBits-heapNumberShift) && all != nil && all.Handle(n.heap) != 0
 }
 
@@ -62,7 +62,7 @@ func heapNames(dir *controlNode) (names []string) {
 	for name := range ctl.Names(ctl.PerHeaps) {
 		names = append(names, name)
 	}
-	if all, _ := dir.proc.process.HeapView(); all != nil {
+	if all, _ := dir.proc.process().HeapView(); all != nil {
 		for _, number := range all.Numbers() {
 			names = append(names, strconv.Itoa(number))
 		}

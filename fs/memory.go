@@ -30,7 +30,7 @@ func (n *controlNode) isMemory() bool {
 
 // window is the window of a mem.
 func (c *controlTree) window(n *controlNode) *process.Window {
-	return n.proc.process.Window(memoryCache{c.fs, n.id()})
+	return n.proc.use().process.Window(memoryCache{c.fs, n.id()})
 }
 
 // memoryCache is the host kernel's cache of a mem.
@@ -161,7 +161,7 @@ func (c *controlTree) lseek(in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	if in.Offset >= memorySize {
 		return enxio
 	}
-	p := h.node.proc.process
+	p := h.node.proc.process()
 	for at := in.Offset; ; {
 		r, err := p.Query(at)
 		there := err == nil && r.State == process.StateCommit

@@ -247,7 +247,7 @@ func (f *fileSystem) listOwners(processes *processTable) []ctl.Owner {
 	}
 	for _, s := range processes.all() {
 		if u := l.user(s.owner.Uid); u != nil {
-			u.Holdings.Add(s.process.Holdings())
+			u.Holdings.Add(s.process().Holdings())
 		}
 	}
 	var list []ctl.Owner
@@ -260,8 +260,8 @@ func (f *fileSystem) listOwners(processes *processTable) []ctl.Owner {
 		}
 		for _, s := range processes.all() {
 			if s.owner.Uid == u.UID {
-				list = append(list, ctl.Owner{Kind: "simulated", UID: u.UID, Pid: uint64(s.process.ID()), Comm: s.name,
-					Holdings: s.process.Holdings()})
+				list = append(list, ctl.Owner{Kind: "simulated", UID: u.UID, Pid: uint64(s.process().ID()), Comm: s.name,
+					Holdings: s.process().Holdings()})
 			}
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,10 +29,35 @@ type simulated struct {
 	name    string
 	owner   fuse.Owner
 	born    time.Time
+	program *program // whose it is; nil = nobody's, it ends by rmdir
+	raises  raises   // of guard pages, through mappings of its mem
+	run     atomic.Pointer[running]
+}
+
+// running is the process in a folder. An option puts another one in its place, which nobody can tell until it is used.
+type running struct {
 	process *process.Process
 	session *win32.Session // one for the life of the process: its variables live as long
-	program *program       // whose it is; nil = nobody's, it ends by rmdir
-	raises  raises         // of guard pages, through mappings of its mem
+
+	mu sync.Mutex
+	// +checklocks:mu
+	used bool // by a call, or through mem: its options are settled
+}
+
+func (s *simulated) process() *process.Process { return s.run.Load().process }
+
+// use is the process to be used for good.
+func (s *simulated) use() *running {
+	for {
+		r := s.run.Load()
+		r.mu.Lock()
+		r.used = r.used || s.run.Load() == r
+		used := r.used
+		r.mu.Unlock()
+		if used {
+			return r
+		}
+	}
 }
 
 // processTable is the processes of a mount.
@@ -153,24 +177,32 @@ func (t *processTable) startLike(name string, owner fuse.Owner, arch process.Arc
 
 // startImage gives a folder its process. EEXIST, EAGAIN if there are too many, ENOSPC without memory for it.
 func (t *processTable) startImage(s *simulated, image process.Image) (*simulated, fuse.Status) {
-	p, err := t.machine.Start(image)
+	r, err := t.launch(s.owner, image)
 	if err != nil {
 		return nil, enospc // its records do not fit
 	}
-	if _, err := p.Heaps(); err != nil {
-		t.machine.End(p)
-		return nil, enospc // nor does its default heap
-	}
-	s.born, s.process = time.Now(), p
-	owner := s.owner
-	s.session = win32.NewSession(t.machine, p, func(other string) (*process.Process, error) {
-		return t.peer(other, owner, image.Arch)
-	})
+	s.born = time.Now()
+	s.run.Store(r)
 	if st := t.enter(s); !st.Ok() {
-		t.machine.End(p)
+		t.machine.End(r.process)
 		return nil, st
 	}
 	return s, fuse.OK
+}
+
+// launch starts a process for a folder of an owner.
+func (t *processTable) launch(owner fuse.Owner, image process.Image) (*running, error) {
+	p, err := t.machine.Start(image)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.Heaps(); err != nil { // its default heap
+		t.machine.End(p)
+		return nil, err
+	}
+	return &running{process: p, session: win32.NewSession(t.machine, p, func(other string) (*process.Process, error) {
+		return t.peer(other, owner, image.Arch)
+	})}, nil
 }
 
 // enter puts a process into the table.
@@ -202,7 +234,7 @@ func (t *processTable) peer(name string, owner fuse.Owner, arch process.Arch) (*
 	if s.owner.Uid != owner.Uid && owner.Uid != 0 {
 		return nil, errors.New("the process is another user's")
 	}
-	return s.process, nil
+	return s.use().process, nil
 }
 
 // end ends a process and takes its folder away. Ending it again does nothing.
@@ -213,7 +245,7 @@ func (t *processTable) end(s *simulated) {
 	}
 	delete(t.byID, s.id)
 	t.mu.Unlock()
-	t.machine.End(s.process)
+	t.machine.End(s.use().process)
 	s.program.forget()
 	s.raises.close()
 }
@@ -230,9 +262,10 @@ func (t *processTable) close() {
 
 // described is the process as its control files describe it.
 func (s *simulated) described() *ctl.Process {
-	d := &ctl.Process{Process: s.process, Name: s.name, Folder: s.name, Pid: s.process.ID(), UID: s.owner.Uid}
+	p := s.process()
+	d := &ctl.Process{Process: p, Name: s.name, Folder: s.name, Pid: p.ID(), UID: s.owner.Uid}
 	if s.program != nil {
-		d.Name, d.Pid = s.process.Image().Name, s.program.pid
+		d.Name, d.Pid = p.Image().Name, s.program.pid
 	}
 	return d
 }
@@ -254,18 +287,18 @@ func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (repli
 		}
 		defer gate.Leave()
 	}
-	replies, failed = s.execute(input)
+	replies, failed = t.lines(s, input)
 	return replies, failed, fuse.OK
 }
 
-// execute runs the lines of one write. The errno is that of the last line that was one.
-func (s *simulated) execute(input []byte) (replies []byte, failed syscall.Errno) {
+// lines runs the lines of one write. The errno is that of the last line that was one.
+func (t *processTable) lines(s *simulated, input []byte) (replies []byte, failed syscall.Errno) {
 	lines := bytes.Split(input, []byte{'\n'})
 	if len(input) > ctl.MaxWrite || len(lines) > ctl.MaxCommands+1 {
 		return []byte("ERR 87 ERROR_INVALID_PARAMETER (too much for one write; nothing was done)\n"), syscall.E2BIG
 	}
 	for _, line := range lines {
-		reply, errno := s.line(string(line))
+		reply, errno := t.line(s, string(line))
 		if reply == "" {
 			continue
 		}
@@ -275,17 +308,14 @@ func (s *simulated) execute(input []byte) (replies []byte, failed syscall.Errno)
 	return replies, failed
 }
 
-// line runs one line: a call, or translate ADDRESS, which shows the walk through the page table.
-func (s *simulated) line(line string) (reply string, failed syscall.Errno) {
-	words := strings.Fields(line)
-	if len(words) == 2 && words[0] == "translate" {
-		address, err := strconv.ParseUint(words[1], 0, 64)
-		if err != nil {
-			return "ERR 87 ERROR_INVALID_PARAMETER (not an address: " + strconv.Quote(words[1]) + ")", syscall.EINVAL
-		}
-		return strings.TrimRight(s.process.Translate(address).String(), "\n"), 0
+// line runs one line: an option, or a call.
+func (t *processTable) line(s *simulated, line string) (reply string, failed syscall.Errno) {
+	if words := strings.Fields(line); len(words) == 0 || words[0][0] == '#' {
+		return "", 0
+	} else if reply, failed, ok := t.option(s, words); ok {
+		return reply, failed
 	}
-	return s.session.Execute(line)
+	return s.use().session.Execute(line)
 }
 
 // mkdir starts a process.

@@ -299,6 +299,7 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 	}
 	s.pfn.SetPriority(f, g.rule.Priority)
 	s.rec.set(l, i, validPTE(f))
+	s.pfn.SetPriority(f, g.rule.Priority)
 	s.pfn.MakeValid(f)
 	s.pfn.SetDirty(f)
 	if g.rule.resident() {

@@ -350,6 +350,9 @@ func parseSizeArg(verb string, args []string) (Size, error) {
 	return Size{Bytes: uint64(n)}, nil
 }
 
+// ParseSize reads a number of bytes as commands take it: decimal, with K M G T P E behind it for the powers of 1024, or 0x.
+func ParseSize(s string) (int64, error) { return parseSize(s) }
+
 // parseSize reads a number of bytes: decimal, with one of the suffixes K M G T P E for the powers of 1024, or 0x and
 // hexadecimal digits.
 func parseSize(s string) (int64, error) {

@@ -3,7 +3,6 @@ package ctl
 import (
 	"strings"
 
-	"memfs/mm"
 	"memfs/mm/process"
 )
 
@@ -24,7 +23,10 @@ var PerProcess = []Entry[*Process]{
 	{Name: "status", Perm: 0444, Help: "what it is, and how much memory it has", Render: processStatus},
 	{Name: "dep", Perm: 0444, Help: "DEP (permanent), DEP, or an empty line", Render: processDEP},
 	{Name: "maps", Perm: 0400, Help: "its regions: state, type, protection now and at allocation", Render: processMaps},
-	{Name: "pagemap", Perm: 0400, Help: "one line a page that it has: state, frame, where its copy is", Render: processPages},
+	{Name: "smaps", Perm: 0400, Help: "the same in the form of /proc/PID/smaps: what is resident, dirty, paged out, locked", Render: processSmaps},
+	{Name: "pagemap", Perm: 0400, Help: "one line a page that it has: its PTE, frame, where its copy is", Render: processPages},
+	{Name: "workingset", Perm: 0400, Help: "one line a page in its working set", Render: processWorkingSet},
+	{Name: "limits", Perm: 0400, Help: "its quotas and the bounds of its working set", Render: processLimits},
 	{Name: MemoryName, Perm: 0600, Help: "its address space: offset is virtual address; read, write, mmap"},
 	{Name: "ctl", Perm: 0600, Help: "takes Win32 calls, one a line: r = VirtualAlloc 0 0x10000 MEM_COMMIT PAGE_READWRITE"},
 }
@@ -42,6 +44,8 @@ func processStatus(p *Process) *Doc {
 		d.Field("ExitStatus", "exit_status", Hex(uint64(code))) // it has terminated itself, and waits for rmdir
 	}
 	d.Field("Violations", "violations", Count(p.Violations()))
+	d.Field("GuardHits", "guard_hits", Count(p.Guards()))
+	d.Field("PagePriority", "page_priority", Count(uint64(p.PagePriority())))
 	d.Field("LowestAddress", "lowest_address", Hex(p.Lowest()))
 	d.Field("HighestAddress", "highest_address", Hex(p.Highest()))
 	d.Field("PageFaults", "page_faults", Count(c.PageFaults))
@@ -65,52 +69,6 @@ func processDEP(p *Process) *Doc {
 	d := new(Doc)
 	d.Lines("", p.DEP())
 	d.Field("", "dep", Word(p.DEP()))
-	return d
-}
-
-func processMaps(p *Process) *Doc {
-	d := new(Doc)
-	maps := p.Maps()
-	d.Table("maps", []Column{
-		{Head: "Base", Key: "base", Width: 12}, {Head: "Size", Key: "size_bytes", Width: 12}, {Head: "State", Key: "state", Width: 11},
-		{Head: "Type", Key: "type", Width: 11}, {Head: "Protect", Key: "protect", Width: 24},
-		{Head: "AllocationBase", Key: "allocation_base", Width: 14},
-		{Head: "AllocationProtect", Key: "allocation_protect", Width: 24}, {Head: "Use", Key: "use"},
-	}, func(yield func([]Value) bool) {
-		for _, m := range maps {
-			if !yield([]Value{Hex(m.BaseAddress), Count(m.RegionSize), Word(m.State.String()), Word(m.Type.String()),
-				protection(m.Protect), Hex(m.AllocationBase), protection(m.AllocationProtect), Word(m.Use)}) {
-				return
-			}
-		}
-	})
-	return d
-}
-
-func protection(p process.Protection) Value {
-	if p == 0 {
-		return None()
-	}
-	return Word(p.String())
-}
-
-func processPages(p *Process) *Doc {
-	d := new(Doc)
-	d.Table("pages", []Column{
-		{Head: "Address", Key: "address", Width: 12}, {Head: "State", Key: "state", Width: 10}, {Head: "Frame", Key: "frame", Width: 8},
-		{Head: "Dirty", Key: "dirty", Width: 5}, {Head: "PageFile", Key: "pagefile", Width: 8}, {Head: "Slot", Key: "slot", Width: 8},
-	}, func(yield func([]Value) bool) {
-		p.Pages(func(i mm.PageInfo) bool {
-			row := []Value{Hex(i.Index << mm.PageShift), Word(stateNames[i.State]), None(), None(), None(), None()}
-			if i.Frame >= 0 {
-				row[2], row[3] = Count(uint64(i.Frame)), Flag(i.Dirty)
-			}
-			if i.Slot >= 0 {
-				row[4], row[5] = Count(uint64(i.PageFile)), Count(uint64(i.Slot))
-			}
-			return yield(row)
-		})
-	})
 	return d
 }
 

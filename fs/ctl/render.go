@@ -155,6 +155,7 @@ const (
 	layoutPlain
 	layoutTable
 	layoutLines
+	layoutRecords
 )
 
 // Field adds a line "Label:    value unit" as in /proc/meminfo. Without a label it is in the JSON only, without a key
@@ -172,6 +173,11 @@ func (d *Doc) Plain(key string, v Value) {
 // that are left out because they say nothing: text shows it as "*", the way hexdump does, and JSON leaves it out.
 func (d *Doc) Table(key string, columns []Column, rows iter.Seq[[]Value]) {
 	d.parts = append(d.parts, part{layout: layoutTable, key: key, columns: columns, rows: rows})
+}
+
+// Records adds a table that is in the JSON only.
+func (d *Doc) Records(key string, columns []Column, rows iter.Seq[[]Value]) {
+	d.parts = append(d.parts, part{layout: layoutRecords, key: key, columns: columns, rows: rows})
 }
 
 // Lines adds text as it is, a line each; in JSON an array of strings, or nothing without a key.
@@ -339,7 +345,7 @@ func (p *printer) json(t *part) {
 			}
 		}
 		p.buf = append(p.buf, ']')
-	case layoutTable:
+	case layoutTable, layoutRecords:
 		p.buf = append(p.buf, '[')
 		separator := "\n"
 		for row := range t.rows {

@@ -168,9 +168,7 @@ func (p *Process) Lock(addr, size uint64) error {
 	if !ok {
 		return InvalidParameter
 	}
-	p.mu.Lock()
-	most := p.ws.min - min(p.ws.min, overhead)
-	p.mu.Unlock()
+	most := p.MaxLocked() >> pageShift
 	var failed error
 	err := p.touch(Read, first<<pageShift, (last-first+1)<<pageShift, func(r part, at, _, n uint64) error {
 		if r.vad.system || r.vad.physical || failed != nil {
@@ -228,4 +226,18 @@ func (p *Process) Unlock(addr, size uint64) error {
 		return NotLocked
 	}
 	return nil
+}
+
+// SetPagePriority sets in which standby list the process's own pages wait, 0 to 7 (ProcessMemoryPriority goes to 5).
+// InvalidParameter: there is no such list.
+func (p *Process) SetPagePriority(priority uint8) error { return win32(p.space.SetPriority(priority)) }
+
+// PagePriority is what SetPagePriority has set.
+func (p *Process) PagePriority() uint8 { return p.space.Priority() }
+
+// MaxLocked is how many bytes Lock may lock in all.
+func (p *Process) MaxLocked() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return (p.ws.min - min(p.ws.min, overhead)) << pageShift
 }

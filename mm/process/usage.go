@@ -1,0 +1,59 @@
+package process
+
+import "memfs/mm"
+
+// Usage is the pages behind a region.
+type Usage struct {
+	Committed uint64 // in the process's own memory
+	Resident  uint64 // in its working set
+	Shared    uint64 // of those: pages that other processes may have as well
+	Dirty     uint64 // of those: with bytes that no store has
+	Locked    uint64
+	Paged     uint64 // in a page file or compressed, and in no frame
+}
+
+// RegionUsage is a region of maps with the pages behind it.
+type RegionUsage struct {
+	Map
+	Usage
+}
+
+// Usage lists the regions that are not free with what is behind them. Pages may move while it looks.
+func (p *Process) Usage() []RegionUsage {
+	maps := p.Maps()
+	all := make([]RegionUsage, len(maps))
+	for i, m := range maps {
+		all[i].Map = m
+	}
+	at := 0
+	p.Pages(func(i mm.PageInfo) bool {
+		addr := i.Index << pageShift
+		for at < len(all) && addr >= all[at].BaseAddress+all[at].RegionSize {
+			at++
+		}
+		if at == len(all) {
+			return false
+		}
+		if addr >= all[at].BaseAddress {
+			all[at].Usage.add(i)
+		}
+		return true
+	})
+	return all
+}
+
+func (u *Usage) add(i mm.PageInfo) {
+	u.Committed++
+	switch i.State {
+	case mm.StateActive:
+		u.Resident++
+		if i.Dirty {
+			u.Dirty++
+		}
+		if i.Locked {
+			u.Locked++
+		}
+	case mm.StatePaged, mm.StateCompressed:
+		u.Paged++
+	}
+}
