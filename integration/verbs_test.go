@@ -122,12 +122,13 @@ func TestVerbsFiles(t *testing.T) {
 	wantVerb(t, m.dir, "^OK written=", "flush", "dir", "--timeout", "1m")
 }
 
-// TestDialoguesOverMount plays the dialogues of the Virtual API through a live mount.
+// TestDialoguesOverMount plays the dialogues of the Virtual API and of heaps through a live mount.
 func TestDialoguesOverMount(t *testing.T) {
 	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
 	scripts, err := filepath.Glob("../mm/win32/testdata/*.txt")
 	must(t, err)
-	if len(scripts) < 10 {
+	scripts = append(scripts, "../mm/heap/testdata/heap.txt", "../mm/heap/testdata/global-local.txt")
+	if len(scripts) < 15 {
 		t.Fatalf("only %d scripts", len(scripts))
 	}
 	out, diagnostics, status := verb(t, "", append([]string{"run", "--quiet", "-m", m.dir}, scripts...)...)
