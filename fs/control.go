@@ -1054,6 +1054,7 @@ func addInfo(sum *mapping.Info, i mapping.Info) {
 	sum.Paged += i.Paged
 	sum.Compressed += i.Compressed
 	sum.HostCached += i.HostCached
+	sum.Combined += i.Combined
 }
 
 // steerable calls f for the files below a directory that the caller may steer one by one as well: his own; all of them, if

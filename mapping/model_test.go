@@ -390,6 +390,51 @@ func runModel(t *rapid.T, c config) {
 		"flush":         func(t *rapid.T) { must(t, s.FlushModified) },
 		"flush file":    func(t *rapid.T) { must(t, hosts[file.Draw(t, "file")].section.Flush) },
 		"empty standby": func(t *rapid.T) { s.EmptyStandby() },
+		"combine": func(t *rapid.T) {
+			if _, err := s.Combine(); err != nil && !errors.Is(err, mm.StatusCommitmentLimit) {
+				t.Fatalf("combine: %v", err)
+			}
+		},
+		"same": func(t *rapid.T) { // pages of one file are those of another, so that there is something to combine
+			from, to := file.Draw(t, "from"), file.Draw(t, "to")
+			n := len(model[from]) &^ (page - 1)
+			if n == 0 || !fits(to, n) {
+				t.Skip("nothing to copy")
+			}
+			data := bytes.Clone(model[from][:n])
+			hosts[to].direct(t, 0, data)
+			if grow := n - len(model[to]); grow > 0 {
+				model[to] = append(model[to], make([]byte, grow)...)
+			}
+			copy(model[to], data)
+		},
+		"page files": func(t *rapid.T) { // one more, and one of the two goes
+			if c.slots == 0 {
+				t.Skip("no page files")
+			}
+			was := s.Budget()
+			_, err := s.AddPageFile(mm.PageFileConfig{Name: "more", Store: store.NewMem(), Max: c.slots,
+				Priority: rapid.IntRange(0, 2).Draw(t, "priority")})
+			if errors.Is(err, mm.StatusCommitmentLimit) || errors.Is(err, mm.StatusInvalidParameter) {
+				t.Skip("no room for its records")
+			}
+			if err != nil {
+				t.Fatalf("adding a page file: %v", err)
+			}
+			check(t, s)
+			files := s.Snapshot().PageFiles
+			if rapid.Bool().Draw(t, "flush") {
+				must(t, s.TrimAll)
+				must(t, s.FlushModified)
+			}
+			n := files[rapid.IntRange(0, len(files)-1).Draw(t, "which")].Number
+			if _, err := s.RemovePageFile(n); err != nil {
+				t.Fatalf("removing page file %d: %v", n, err)
+			}
+			if s.Budget() != was {
+				t.Fatalf("afterwards the budget is %+v, it was %+v", s.Budget(), was)
+			}
+		},
 		"zero":          func(t *rapid.T) { s.ZeroFree() },
 		"forgotten": func(t *rapid.T) {
 			h := hosts[file.Draw(t, "file")]

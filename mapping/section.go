@@ -234,6 +234,7 @@ type Info struct {
 	Transition uint64 // under I/O
 	Paged      uint64 // in a page file only
 	Compressed uint64 // in compressed memory only
+	Combined   uint64 // of all these, those that share their bytes with other pages
 	HostCached uint64 // the host kernel may hold a copy
 }
 
@@ -257,6 +258,9 @@ func (s *Section) Info() Info {
 		}
 		if p.Host {
 			i.HostCached++
+		}
+		if p.Sharers > 0 {
+			i.Combined++
 		}
 		return true
 	})

@@ -20,6 +20,7 @@ func (s *System) balanceLoop(t *thread) {
 			s.giveBackSlots()
 		}
 		_ = s.settleCompression()
+		s.sweepCombined()
 		s.syncRecords()
 		if s.overLimit() {
 			s.trimmer.kick()

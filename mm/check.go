@@ -23,7 +23,8 @@ import (
 func (s *System) Check() []error {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64), shares: make(map[pfn.Frame]uint32)}
+	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64), shares: make(map[pfn.Frame]uint32),
+		sharers: make(map[uint64]uint64)}
 	for _, f := range s.files.all() {
 		c.owned[f.index] = make([]uint64, (f.max+63)/64)
 	}
@@ -32,6 +33,7 @@ func (s *System) Check() []error {
 	s.checkQueue(&c)
 	s.checkBooks(&c)
 	s.checkSpaces(&c)
+	s.checkCombined(&c)
 	return c.errs
 }
 
@@ -45,6 +47,8 @@ type checking struct {
 	mapped    uint64
 	resident  map[uint32]uint64    // pages in working sets of private segments, by segment
 	shares    map[pfn.Frame]uint32 // PTEs of processes that map a file's page, by frame
+	sharers   map[uint64]uint64    // PTEs that name a combined page, by its number
+	named     uint64               // such PTEs
 	locked    uint64               // pages locked in private segments
 }
 
@@ -84,7 +88,7 @@ func (s *System) checkLeaves(c *checking) {
 			if w != 0 {
 				live++
 			}
-			if w.isCommitted() {
+			if w.isCommitted() && l.flags&leafCombined == 0 {
 				c.committed++
 			}
 			s.checkWord(c, id, l, uint(i), w)
@@ -124,6 +128,13 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 		s.checkShared(c, where, l, w)
 	case kindPaged:
 		s.checkSlot(c, w.location())
+	case kindCombined:
+		if n := w.number(); n >= s.combined.top || s.combined.pages[n].leaf == 0 {
+			c.bad("%v: shares combined page %d, which there is not", where, n)
+		} else {
+			c.sharers[n]++
+			c.named++
+		}
 	case kindInIO:
 		c.inFlight++
 		if w.location() != 0 {

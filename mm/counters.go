@@ -11,7 +11,7 @@ type counters struct {
 	pageFaults, demandZeroFaults, transitionFaults, hardFaults, collidedFaults, holeReads, writeCopies atomic.Uint64
 	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites                         atomic.Uint64
 	viewsMapped, viewsTrimmed, pagesTrimmed, pagesFreed, laundered, invalidations                      atomic.Uint64
-	pagesReadAhead, readAheadHits                                                                      atomic.Uint64
+	pagesReadAhead, readAheadHits, pagesCombined                                                       atomic.Uint64
 	pagesCompressed, pagesMigrated                                                                     atomic.Uint64
 	zeroedPages, checksumErrors, readErrors, writeErrors, refusedWrites                                atomic.Uint64
 }
@@ -22,6 +22,7 @@ func (s *System) Snapshot() Snapshot {
 	c := s.pfn.Counts()
 	pages, views, limit := s.cache.pages+s.cache.leaving+s.cache.foreign, s.cache.views, s.cache.limit
 	locked := s.locked
+	combined, sharers := s.combined.live, s.combined.refs
 	budget, frames := s.budget, s.pfn.Frames()
 	s.pfn.Unlock()
 	n := &s.n
@@ -44,6 +45,7 @@ func (s *System) Snapshot() Snapshot {
 			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
 			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
 			Repurposed: c.Repurposed, PagesStolen: c.Stolen, PagesEmptied: c.Emptied, ZeroedPages: n.zeroedPages.Load(),
+			PagesCombined:   n.pagesCombined.Load(),
 			PagesCompressed: n.pagesCompressed.Load(), PagesMigrated: n.pagesMigrated.Load(),
 			ChecksumErrors: n.checksumErrors.Load(), ReadErrors: n.readErrors.Load(), WriteErrors: n.writeErrors.Load(),
 			RefusedWrites: n.refusedWrites.Load(),
@@ -54,6 +56,7 @@ func (s *System) Snapshot() Snapshot {
 	snap.FileCommit = s.commit.charged - s.commit.records
 	snap.CommitLimit = s.commit.frames + s.commit.limitLocked()
 	s.commit.mu.Unlock()
+	snap.Combined, snap.CombinedSharers = combined, sharers
 	snap.Compressed = s.compressedInfo()
 	snap.Some, snap.Full = s.pressure.info()
 	for _, f := range s.files.disks() {
@@ -62,6 +65,9 @@ func (s *System) Snapshot() Snapshot {
 	s.segMu.Lock()
 	snap.Spaces = uint64(len(s.spaces))
 	snap.Sections = uint64(len(s.segs)) - snap.Spaces
+	if s.segs[s.combined.seg.id] != nil { // it is nobody's
+		snap.Sections--
+	}
 	s.segMu.Unlock()
 	return snap
 }

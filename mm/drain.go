@@ -13,9 +13,11 @@ import (
 // withSlots is the budget with so many slots more or less, each of which costs bytes of records.
 func (b Budget) withSlots(slots int64, cost float64) Budget {
 	was := pagesOf(b.SlotBytes)
+	tables := func() uint64 { return (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages }
+	b.PTEBytes -= tables()
 	b.PageFile += uint64(slots)
+	b.PTEBytes += tables()
 	b.SlotBytes = uint64(max(0, int64(b.SlotBytes)+int64(float64(slots)*cost)))
-	b.PTEBytes = (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages
 	b.CommitLimit += uint64(slots) + was - pagesOf(b.SlotBytes)
 	return b
 }
@@ -115,7 +117,7 @@ func (s *System) drain(f *pageFile) (moved uint64, err error) {
 	if patience == 0 {
 		patience = drainPatience
 	}
-	for last := time.Now(); !f.empty(); {
+	for last := time.Now(); !f.empty(); s.sweepCombined() {
 		n, bad := s.drainOnce(f)
 		moved += n
 		switch {
@@ -140,7 +142,7 @@ func (s *System) drain(f *pageFile) (moved uint64, err error) {
 // drainOnce looks at every page once. It returns how many it moved, and how many could not be read.
 func (s *System) drainOnce(f *pageFile) (moved, bad uint64) {
 	for id := uint32(1); id <= s.rec.leaves.Top(); id++ {
-		g, key := s.holds(id, f)
+		g, key := s.usedBy(id, f)
 		if g == nil {
 			continue
 		}
@@ -158,8 +160,8 @@ func (s *System) drainOnce(f *pageFile) (moved, bad uint64) {
 	return moved, bad
 }
 
-// holds says whose view a leaf is, if one of its pages has its bytes in a page file.
-func (s *System) holds(id uint32, f *pageFile) (g *Segment, key uint64) {
+// usedBy says whose view a leaf is, if one of its pages has its bytes in a page file.
+func (s *System) usedBy(id uint32, f *pageFile) (g *Segment, key uint64) {
 	s.pfn.Lock()
 	l := s.rec.leaves.At(id)
 	seg, key, found := l.seg, l.base>>viewShift, false

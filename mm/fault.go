@@ -76,6 +76,10 @@ type reading struct {
 	bounce      func(page uint64) []byte
 	runs        []run
 	cached      bool // a READ into the host's cache before its first pass: the host has no copy of these pages
+
+	sharing   bool // nobody stores into what is read: combined pages need not be copied
+	uncombine []uint64
+	combined  []combinedRead
 }
 
 // Read makes the n > 0 bytes at off valid and returns them. The host will keep the pages: they enter the system cache's
@@ -98,7 +102,7 @@ func (g *Segment) ReadPast(off int64, n int, reply []byte) (*ReadSet, error) {
 
 // read is Read as a part of another request. host says that the host will keep the pages, cached that it has none of them.
 func (g *Segment) read(off int64, n int, reply []byte, host, cached bool) (*ReadSet, error) {
-	r := reading{g: g, first: uint64(off) >> PageShift, last: uint64(off+int64(n)-1) >> PageShift, cached: cached}
+	r := reading{g: g, first: uint64(off) >> PageShift, last: uint64(off+int64(n)-1) >> PageShift, cached: cached, sharing: true}
 	r.set = g.sys.newReadSet(r.last - r.first + 1)
 	r.bounce = func(page uint64) []byte {
 		at := int64(page)<<PageShift - off
@@ -176,12 +180,23 @@ func (r *reading) do(host bool) error {
 			return err
 		}
 		if err := r.fetch(host); err != nil {
+			r.g.sys.pfn.Lock()
+			r.abandonCombined()
+			r.g.sys.pfn.Unlock()
 			return err
 		}
-		if wait == nil {
+		if err := r.fetchCombined(); err != nil {
+			return err
+		}
+		if wait == nil && len(r.uncombine) == 0 {
 			return nil
 		}
-		r.g.sys.await(wait)
+		if err := r.copyCombinedPages(); err != nil {
+			return err
+		}
+		if wait != nil {
+			r.g.sys.await(wait)
+		}
 	}
 }
 
@@ -264,8 +279,9 @@ func (r *reading) abandon() {
 			r.unmark(n.first+uint64(j), f)
 		}
 	}
+	r.abandonCombined()
 	s.pfn.Unlock()
-	r.runs = r.runs[:0]
+	r.runs, r.uncombine = r.runs[:0], r.uncombine[:0]
 }
 
 // unmark makes a page marked inIO paged again and frees its frame, if it has one. The PFN lock is held.
@@ -334,6 +350,8 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 			}
 		case kindPaged:
 			r.queue(id, l, i, p)
+		case kindCombined:
+			soft += r.passCombined(p, w.number())
 		}
 	}
 	s.n.holeReads.Add(holes)
@@ -504,7 +522,7 @@ func (g *Segment) Prefetch(first, last uint64) (uint64, error) {
 
 func (g *Segment) prefetchView(lo, hi uint64) (uint64, error) {
 	before := g.sys.n.pagesInput.Load()
-	r := reading{g: g, first: lo, last: hi, set: g.sys.newReadSet(hi - lo + 1)}
+	r := reading{g: g, first: lo, last: hi, set: g.sys.newReadSet(hi - lo + 1), sharing: true}
 	r.bounce = func(uint64) []byte { return alignedPage() }
 	err := r.do(false)
 	s := g.sys

@@ -7,14 +7,15 @@ type FrameUse uint8
 
 // The uses.
 const (
-	UnusedFrame  FrameUse = iota
-	FileFrame             // a page of a file
-	PrivateFrame          // a page of a process
-	RecordFrame           // the manager's own records took its memory
-	BusyFrame             // taken for I/O or to be zeroed, nobody's page yet
+	UnusedFrame   FrameUse = iota
+	FileFrame              // a page of a file
+	PrivateFrame           // a page of a process
+	CombinedFrame          // a page that several pages of files share
+	RecordFrame            // the manager's own records took its memory
+	BusyFrame              // taken for I/O or to be zeroed, nobody's page yet
 )
 
-var frameUses = [...]string{"Unused", "File", "Private", "Record", "Busy"}
+var frameUses = [...]string{"Unused", "File", "Private", "Combined", "Record", "Busy"}
 
 func (u FrameUse) String() string { return frameUses[u] }
 
@@ -84,6 +85,9 @@ func (s *System) frameInfo(f pfn.Frame) FrameInfo {
 		case i.State != pfn.Active:
 		case i.Use == PrivateFrame, i.Cached, i.Shares == 0: // the system cache's, too
 			i.Shares++
+		}
+		if l.flags&leafCombined != 0 {
+			i.Use, i.Shares = CombinedFrame, s.combined.pages[i.Page].refs
 		}
 	case i.Refs > 0 || i.State == pfn.Transition:
 		i.Use = BusyFrame

@@ -42,6 +42,7 @@ type leaf struct {
 const (
 	leafMapped   = 1 << iota // on the queue
 	leafTrimming             // off the queue, the trimmer has it
+	leafCombined             // of the combined pages' segment; immutable
 	leafPrivate              // of a process's private memory, which no view maps (space.go); immutable
 )
 
@@ -316,6 +317,9 @@ func (g *Segment) insertLeaf(key uint64) (uint32, error) {
 	if g.private {
 		l.flags = leafPrivate
 	}
+	if g.combined {
+		l.flags = leafCombined
+	}
 	g.sys.pfn.Unlock()
 	g.leaves++
 	return id, nil
@@ -344,7 +348,7 @@ func (g *Segment) dropLeafIfEmpty(key uint64) {
 	r := g.sys.rec
 	l := r.leaves.At(id)
 	g.sys.pfn.Lock()
-	empty := l.live == 0 && l.host == 0 && l.flags&^leafPrivate == 0
+	empty := l.live == 0 && l.host == 0 && l.flags&^(leafPrivate|leafCombined) == 0
 	class, words := l.class, l.words
 	if empty {
 		l.seg = 0

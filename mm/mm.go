@@ -40,7 +40,8 @@
 //
 // # Locks, in order
 //
-//	Segment.mu               structure of its tree, I/O records, stores under way; one segment at a time
+//	Segment.mu               structure of its tree, I/O records, stores under way; one segment at a time, and behind it
+//	                         that of combined pages
 //	  PFN lock (pfn.Database) frames, lists, all PTE words, the queue of views
 //	    recordBook.mu         bytes of records
 //	      commit.mu           charges
@@ -154,6 +155,7 @@ type System struct {
 	pressure pressure
 	// compressed is nil if there is none.
 	compressed *compression
+	combined   combining
 	zeroPage   []byte
 	n          counters
 
@@ -246,7 +248,7 @@ func (s *System) reserve(most uint64) (err error) {
 		return errors.Join(err, s.pfn.Close())
 	}
 	s.config.MaxMemory = most
-	return nil
+	return s.newCombining(s.pfn.Most())
 }
 
 // Budget is how the memory is divided.
@@ -275,8 +277,9 @@ func (s *System) Close() error {
 		t.stop()
 	}
 	_ = s.settleCompression()
+	combined := s.closeCombining()
 	s.syncRecords()
-	err := s.leaks()
+	err := errors.Join(combined, s.leaks())
 	for s.wipeStep() > 0 {
 	}
 	for _, f := range s.files.disks() {

@@ -12,6 +12,7 @@ import (
 //	bit  3     committed (only of a zero or shared word; every other kind is committed)
 //	valid, transition:  bits 32–63  frame
 //	shared:             bits 16–55  owner: the prototype PTE of the file's page, which is valid
+//	combined:           bits 16–63  number of the combined page (combine.go)
 //	paged, inIO:        bits 3–5    why it left memory, bits 8–15  page file, bits 16–63  slot + 1 (0 = none)
 //
 // Words change only with the segment's lock and the PFN lock held, except that the PFN lock alone suffices to take the
@@ -25,6 +26,7 @@ const (
 	kindPaged             // in a page file only
 	kindInIO              // being read from, or written straight to, a page file; colliding faults wait
 	kindShared            // of a process's memory only: a file's page in its working set (NT: a PTE whose PFN is a prototype's)
+	kindCombined          // of a file's only: shares the bytes of a page of the combined pages' segment
 	kindMask       = 7
 )
 
@@ -57,6 +59,12 @@ func (w pte) location() location { return location(w &^ 0xff) }
 func validPTE(f pfn.Frame) pte      { return pte(f)<<32 | kindValid }
 func transitionPTE(f pfn.Frame) pte { return pte(f)<<32 | kindTransition }
 func inIOPTE(l location) pte        { return pte(l) | kindInIO }
+
+// combinedPTE shares a combined page.
+func combinedPTE(number uint64) pte { return pte(number)<<16 | kindCombined }
+
+// number is the combined page's.
+func (w pte) number() uint64 { return uint64(w >> 16) }
 
 // pagedPTE is of a page that is in a store alone, since it left memory for the reason why.
 func pagedPTE(l location, why pfn.Departure) pte {

@@ -192,6 +192,9 @@ func (g *Segment) applyToView(key uint64, r Rule) (read uint64, err error) {
 		case time.Now().After(deadline):
 			return read, StatusWorkingSetQuota
 		}
+		if err := g.uncombineView(key); err != nil && err != errNoSlot {
+			return read, err
+		}
 		held, err := g.readView(key)
 		if err != nil {
 			return read, err
@@ -236,7 +239,7 @@ func (g *Segment) tryApply(key uint64, r Rule) (wait *pageIO, paged uint64) {
 		switch w.kind() {
 		case kindInIO:
 			return g.ioOn(l.base + uint64(i)), 0
-		case kindPaged:
+		case kindPaged, kindCombined:
 			paged++
 		}
 	}

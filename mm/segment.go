@@ -12,8 +12,9 @@ type Segment struct {
 	id   uint32
 	host Host // nil of private memory
 
-	space   *Space // whose private memory it is; nil of a file
-	private bool   // a process's private memory: valid is in its working set, and only what is committed can be touched
+	space    *Space // whose private memory it is; nil of a file
+	combined bool   // the one of combined pages
+	private  bool   // a process's private memory: valid is in its working set, and only what is committed can be touched
 
 	faults segmentFaults
 
@@ -193,8 +194,10 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO, mapped bool) 
 			frames++
 		case w.kind() == kindPaged:
 			s.freeLocation(w.location())
+		case w.kind() == kindCombined:
+			s.dropCombined(w.number())
 		}
-		if w.isCommitted() {
+		if w.isCommitted() && !g.combined {
 			uncommitted++
 		}
 		s.rec.set(l, i, 0)
@@ -443,6 +446,11 @@ func (s *System) leafInfo(id uint32) []PageInfo {
 // +checklocks:s.pfn.mu
 func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 	p := PageInfo{Index: index, State: StateZero, Frame: -1, PageFile: -1, Slot: -1, Host: host}
+	if w.kind() == kindCombined { // where its bytes are is known there
+		p = s.pageInfo(index, s.combinedWord(w.number()), host)
+		p.Sharers = s.combined.pages[w.number()].refs
+		return p
+	}
 	at := w.location()
 	if w.kind() == kindShared { // the page is the file's: what is known of it is known there
 		o := w.owner()

@@ -35,8 +35,10 @@ type Snapshot struct {
 
 	PageFiles  []PageFileInfo
 	Compressed CompressedInfo
-	Some, Full PressureInfo // time that requests lost for want of memory
-	Counters   Counters
+	// Combined pages, and the pages that share them: their difference is what combining saves.
+	Combined, CombinedSharers uint64
+	Some, Full                PressureInfo // time that requests lost for want of memory
+	Counters                  Counters
 }
 
 // PageFileInfo describes one page file. Sizes in pages.
@@ -68,7 +70,7 @@ type Counters struct {
 	PageFaults       uint64 // all pages that had to be made valid
 	DemandZeroFaults uint64 // first store to a page
 	TransitionFaults uint64 // soft: from Standby, Modified or a page-out under way
-	WriteCopies      uint64 // pages that a process's store made a copy of its own of
+	WriteCopies      uint64 // pages that a store made a copy of: a process's of a file's, or of what combined pages share
 	HardFaults       uint64 // pages read back from their store on demand
 	CollidedFaults   uint64 // waited for another fault's read of the same page
 	HoleReads        uint64 // reads of never-written pages, served as zeros without a frame
@@ -91,6 +93,7 @@ type Counters struct {
 	PagesEmptied     uint64    // Standby pages that a command took
 	ZeroedPages      uint64    // by the zero-page thread
 	PagesCompressed  uint64    // pages stored in compressed memory
+	PagesCombined    uint64    // pages that came to share a frame with others of the same bytes
 	PagesMigrated    uint64    // pages moved on from there to a page file
 	ChecksumErrors   uint64    // slots whose bytes were not what was written
 	ReadErrors       uint64    // store reads that failed, in pages
@@ -109,6 +112,7 @@ type PageInfo struct {
 	PageFile int    // page file that holds a copy, or −1
 	Slot     int64  // slot in it, or −1
 	Host     bool   // the host kernel may hold a copy (mapped in a view)
+	Sharers  uint32 // pages that share its bytes with it, itself among them; 0 if it is not combined
 	Locked   bool   // locked in its process's working set
 	Shared   bool   // of a process's page: it is a file's, mapped by a view
 	Shares   uint32 // of a file's page: how many processes have it in their working sets

@@ -160,7 +160,7 @@ func (w *writing) readBack(page uint64) error {
 	if err != nil {
 		return err
 	}
-	if set.frames[0] != 0 || was.kind() != kindPaged {
+	if was.kind() != kindCombined && (set.frames[0] != 0 || was.kind() != kindPaged) {
 		w.held = append(w.held, set)
 		return nil
 	}
@@ -282,7 +282,7 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 		case word.kind() == kindInIO:
 			s.n.collidedFaults.Add(1)
 			return w.g.ioOn(p.index), nil, nil
-		case word.kind() == kindPaged && p.whole == nil:
+		case (word.kind() == kindPaged || word.kind() == kindCombined) && p.whole == nil:
 			if c, ok := w.patched[p.index]; ok && c.was == word {
 				p.whole = c.bytes
 			} else {
@@ -377,6 +377,10 @@ func (w *writing) attach(l *leaf) {
 				old = p.was.location()
 			}
 			s.rec.set(l, at, inIOPTE(old))
+			if p.was.kind() == kindCombined { // the word names it no more, but keeps it until the write has ended
+				s.combined.refs--
+				s.combined.holds++
+			}
 		}
 		if !p.was.isCommitted() {
 			attached++
@@ -385,9 +389,7 @@ func (w *writing) attach(l *leaf) {
 			continue
 		}
 		if p.fresh {
-			if p.was.kind() == kindPaged {
-				s.freeLocation(p.was.location())
-			}
+			s.dropCopy(p.was)
 			s.rec.set(l, at, validPTE(p.frame))
 			s.pfn.MakeValid(p.frame)
 		}
@@ -442,6 +444,10 @@ func (w *writing) attachDirect(l *leaf) {
 	for _, i := range w.direct {
 		p := &w.pages[i]
 		at := uint(p.index % ViewPages)
+		if p.was.kind() == kindCombined {
+			s.combined.refs++
+			s.combined.holds--
+		}
 		if p.at == 0 {
 			s.rec.set(l, at, p.was)
 			if !p.was.isCommitted() {
@@ -449,11 +455,22 @@ func (w *writing) attachDirect(l *leaf) {
 			}
 			continue
 		}
-		if p.was.kind() == kindPaged {
-			s.freeLocation(p.was.location())
-		}
+		s.dropCopy(p.was)
 		s.rec.set(l, at, pagedPTE(p.at, pfn.Unplaced))
 	}
 	s.unspend(detached, w.budget)
 	w.g.removePages(detached)
+}
+
+// dropCopy notes that a page whose PTE was w has new bytes: its slot is free, and it shares no combined page any more. The PFN
+// lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) dropCopy(w pte) {
+	switch w.kind() {
+	case kindPaged:
+		s.freeLocation(w.location())
+	case kindCombined:
+		s.dropCombined(w.number())
+		s.n.writeCopies.Add(1)
+	}
 }

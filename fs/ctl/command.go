@@ -78,6 +78,8 @@ var ManagerVerbs = append([]Verb[*Mount]{
 	{Words: "empty standby", Run: emptyStandby, Help: "free the pages of all standby lists"},
 	{Words: "empty standby0", Run: emptyStandby0, Help: "free the standby pages of priority 0"},
 	{Words: "empty all", Launders: true, Run: emptyAll, Help: "workingsets, then modified, then standby"},
+	{Words: "combine", Run: combine,
+		Help: "find pages with the same bytes and have them share one frame, until one of them is written"},
 	{Words: "zero", Run: zeroFree, Help: "zero the free pages now"},
 	{Words: "memory", Size: true, Launders: true, Run: setMemory,
 		Help: "change the whole budget, as if mounted with --memory SIZE: bytes, or a percentage of RAM as 25%"},

@@ -55,6 +55,7 @@ type Machine interface {
 	SetMemory(bytes uint64) (mm.Resized, error)
 	SetSize(bytes uint64) error
 	EachFrame(f func(*mm.FrameInfo) bool)
+	Combine() (mm.Combined, error)
 	AddPageFile(mm.PageFileConfig) (number int, err error)
 	RemovePageFile(number int) (moved uint64, err error)
 }

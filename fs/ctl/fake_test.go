@@ -57,6 +57,10 @@ func (m *fakeMachine) SetSize(bytes uint64) error {
 	}
 	return m.err
 }
+func (m *fakeMachine) Combine() (mm.Combined, error) {
+	m.call("Combine")
+	return mm.Combined{Scanned: 900, Joined: 70, Freed: 70, Slots: 3}, m.err
+}
 func (m *fakeMachine) AddPageFile(c mm.PageFileConfig) (int, error) {
 	m.call(fmt.Sprintf("AddPageFile(%s,%d)", c.Name, c.Max))
 	return 1, m.err

@@ -46,6 +46,7 @@ func infoFields(d *Doc, i mapping.Info, blocks uint64) {
 	pages("Paged", "paged", i.Paged)
 	pages("Compressed", "compressed", i.Compressed)
 	pages("HostCached", "host_cached", i.HostCached)
+	pages("Combined", "combined", i.Combined)
 }
 
 func fileInfo(f *RegularFile) *Doc {
@@ -137,6 +138,7 @@ func pages(f *RegularFile) *Doc {
 		{Head: "Host", Key: "host", Width: 4},
 		{Head: "PageFile", Key: "pagefile", Width: 8},
 		{Head: "Slot", Key: "slot", Width: 10},
+		{Head: "Sharers", Key: "sharers", Width: 7},
 		{Head: "Why", Key: "why"},
 	}, func(yield func([]Value) bool) {
 		orNone := func(n int64) Value {
@@ -145,7 +147,7 @@ func pages(f *RegularFile) *Doc {
 			}
 			return Count(uint64(n))
 		}
-		row := make([]Value, 9)
+		row := make([]Value, 10)
 		for p := range eachPage(f.File) {
 			state, ok := stateNames[p.State]
 			if !ok {
@@ -156,8 +158,9 @@ func pages(f *RegularFile) *Doc {
 				row[3] = Count(uint64(p.Priority))
 			}
 			row[4], row[5], row[6], row[7] = Flag(p.Dirty), Flag(p.Host), orNone(int64(p.PageFile)), orNone(p.Slot)
-			if row[8] = None(); p.Why != "" {
-				row[8] = Word(p.Why)
+			row[8] = Count(uint64(p.Sharers))
+			if row[9] = None(); p.Why != "" {
+				row[9] = Word(p.Why)
 			}
 			if !yield(row) {
 				return

@@ -94,7 +94,7 @@ func frameRow(row []Value, f *mm.FrameInfo, p Place) {
 	row[0], row[1], row[7], row[8] = Count(f.Frame), Word(f.State.String()), Word(f.Why.String()), Word(f.Use.String())
 	row[3], row[4] = Count(uint64(f.Refs)), Count(uint64(f.Shares))
 	row[15] = None()
-	if f.Use == mm.FileFrame || f.Use == mm.PrivateFrame {
+	if f.Use == mm.FileFrame || f.Use == mm.PrivateFrame || f.Use == mm.CombinedFrame {
 		row[2], row[5], row[6] = Count(uint64(f.Priority)), Flag(f.Dirty), Flag(f.Cached)
 	}
 	if f.State == pfn.Standby {

@@ -3,6 +3,7 @@ package ctl
 import (
 	"strconv"
 
+	"memfs/mm"
 	"memfs/mm/pfn"
 )
 
@@ -63,3 +64,9 @@ func discardFiles(t *Target, r Args) ([]Tally, error) {
 
 // blocksPerPage is how many of st_blocks' units a page has.
 const blocksPerPage = 8
+
+func combine(m *Mount, _ Args) ([]Tally, error) {
+	c, err := m.Combine()
+	return []Tally{{"combined", c.Joined}, {"freed", c.Freed}, {"slots", c.Slots}, {"saved", (c.Freed + c.Slots) * mm.PageSize},
+		{"scanned", c.Scanned}}, err
+}

@@ -111,6 +111,9 @@ func meminfo(m *Mount) *Doc {
 	// As Linux has it: what zswap holds, and what that takes.
 	pages("Zswapped", "zswapped", s.Compressed.Pages)
 	kB("Zswap", "zswap", s.Compressed.Memory)
+	// Pages that share their bytes, by how many frames or slots those are in, and how many are saved by it.
+	pages("Combined", "combined", s.Combined)
+	pages("CombinedSaved", "combined_saved", s.CombinedSharers-s.Combined)
 	pages("SwapTotal", "swap_total", swap)
 	pages("SwapFree", "swap_free", swapFree)
 	pages("CommitLimit", "commit_limit", s.CommitLimit)
@@ -177,6 +180,7 @@ func vmstat(m *Mount) *Doc {
 	line("invalidations", c.Invalidations)
 	line("pages_compressed", c.PagesCompressed)
 	line("pages_migrated", c.PagesMigrated)
+	line("pages_combined", c.PagesCombined)
 	line("sections", s.Sections)
 	line("checksum_errors", c.ChecksumErrors)
 	line("read_errors", c.ReadErrors)

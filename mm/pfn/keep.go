@@ -16,6 +16,10 @@ func (d *Database) SetPriority(f Frame, priority uint8) {
 	d.push(d.listOf(e), f)
 }
 
+// SetOwner says that f's page, which is in no working set, is another owner's from now on.
+// +checklocks:d.mu
+func (d *Database) SetOwner(f Frame, owner uint64) { d.entries[f].owner = owner }
+
 // Keep has f's page stay in memory: it is not written out, and its frame is not taken. With locked it is made valid and
 // stays in its working set besides (VirtualLock). No store has its bytes any more: the result is the location that had (0
 // if none did), which is now the caller's to free.

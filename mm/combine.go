@@ -1,0 +1,699 @@
+package mm
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"hash/maphash"
+	"math"
+	"slices"
+	"time"
+
+	"memfs/mm/offheap"
+	"memfs/mm/pfn"
+)
+
+// Page combining (Windows Internals 7 ch. 5, "Memory combining"): pages of files with the same bytes share one frame, and
+// one slot. What they share is a page of a segment of its own, whose pages live the life of all others: they are trimmed,
+// written out, compressed, read back and moved as any page is. A page that has been combined has a PTE that names it
+// (kindCombined). It is nobody's to change: a store gives the page that is stored into a frame of its own again (copy on
+// write), and a process that maps the file has its own from the first touch on.
+//
+// A combined page is in no working set: between two reads it waits on Standby or Modified. It costs no commit, for every
+// page that shares it is charged as before: each can have its own again.
+//
+// The lock of the combined pages' segment comes after that of any other segment. What the PFN lock guards is here: the
+// numbers, and how many share each. A word of that segment that is not in I/O may be cleared under the PFN lock alone,
+// when the last page that shared it goes.
+type combining struct {
+	seg   *Segment // whose pages are the combined ones
+	turn  chan struct{}
+	mem   []byte
+	pages []combinedPage // by number; PFN lock
+	top   uint64         // numbers below were used at least once; PFN lock
+	free  uint32         // the first free number below top, plus one; PFN lock
+	live  uint64         // numbers in use; PFN lock
+	refs  uint64         // PTEs that name one; PFN lock
+	holds uint64         // of the pages' refs, those of reads and writes under way; PFN lock
+
+	orphans []uint64 // pages that nobody shares any more, but that were in I/O; PFN lock
+	emptied bool     // a leaf may be empty; PFN lock
+}
+
+// combinedPage says who shares a combined page.
+type combinedPage struct {
+	leaf uint32 // of its prototype PTE; 0 of a free number
+	refs uint32 // PTEs and requests that hold it; of a free number the next one, plus one
+}
+
+// combinedBytes is what one number costs.
+const combinedBytes = 8
+
+// Combined is what combining came to, in pages.
+type Combined struct {
+	Scanned uint64 // looked at: pages of files that are in frames
+	Joined  uint64 // share another page's frame from now on
+	Freed   uint64 // frames that became free by that
+	Slots   uint64 // slots of page files that did
+}
+
+// combineTable is how many pages are compared at once, each by 16 bytes; of more, a part at a time.
+const combineTable = 1 << 20
+
+// candidate is a page that may be the same as another.
+type candidate struct {
+	hash uint64
+	leaf uint32
+	at   uint32
+}
+
+const candidateBytes = 16
+
+// newCombining makes the books of combined pages for so many frames at most. They cost address space until they are used.
+func (s *System) newCombining(frames uint64) error {
+	mem, err := offheap.Map(int(frames*combinedBytes) + PageSize)
+	if err != nil {
+		return err
+	}
+	s.combined = combining{mem: mem, pages: offheap.Of[combinedPage](mem)[:frames], turn: make(chan struct{}, 1)}
+	s.combined.seg = s.NewSegment(nil)
+	s.combined.seg.combined = true
+	return nil
+}
+
+// closeCombining ends the segment of combined pages, which nobody shares any more.
+func (s *System) closeCombining() error {
+	s.sweepCombined()
+	s.combined.seg.Delete()
+	s.pfn.Lock()
+	used := s.combined.top
+	s.pfn.Unlock()
+	s.ReleaseRecord(int(used) * combinedBytes)
+	return offheap.Unmap(s.combined.mem)
+}
+
+// Combine finds pages of files that are in frames and hold the same bytes, and has them share one. Pages that must stay in
+// memory, and those in use just now, are left alone. One combines at a time: another is StatusBusy. StatusCommitmentLimit:
+// there is no memory for its table.
+func (s *System) Combine() (Combined, error) {
+	var done Combined
+	select {
+	case s.combined.turn <- struct{}{}:
+		defer func() { <-s.combined.turn }()
+	default:
+		return done, refuse(StatusBusy, "pages are being combined already: try again")
+	}
+	frames := s.Budget().Frames
+	room := int(min(frames, combineTable)) + ViewPages
+	if err := s.ChargeRecord(room * candidateBytes); err != nil {
+		return done, err
+	}
+	defer s.ReleaseRecord(room * candidateBytes)
+	defer s.sweepCombined()
+	whole, seed := make([]candidate, 0, room), maphash.MakeSeed()
+	parts := (frames + combineTable - 1) / combineTable
+	for part := range parts {
+		table := s.findCandidates(whole, seed, part, parts)
+		done.Scanned += uint64(len(table))
+		slices.SortFunc(table, func(a, b candidate) int { return cmp.Compare(a.hash, b.hash) })
+		for len(table) > 0 {
+			n := 1
+			for n < len(table) && table[n].hash == table[0].hash {
+				n++
+			}
+			if n > 1 {
+				if err := s.combineSame(table[:n], &done); err != nil {
+					return done, err
+				}
+			}
+			table = table[n:]
+		}
+	}
+	return done, nil
+}
+
+// findCandidates hashes the pages of files that are in frames, those of one part of all hashes, as far as the table has room.
+func (s *System) findCandidates(table []candidate, seed maphash.Seed, part, parts uint64) []candidate {
+	for id := uint32(1); id <= s.rec.leaves.Top() && len(table)+ViewPages <= cap(table); id++ {
+		g, key := s.segmentOf(id)
+		if g == nil || g.private {
+			continue
+		}
+		table = g.hashView(table, id, key, seed, part, parts)
+	}
+	return table
+}
+
+// segmentOf says whose view a leaf is; nil if nobody's.
+func (s *System) segmentOf(id uint32) (*Segment, uint64) {
+	s.pfn.Lock()
+	l := s.rec.leaves.At(id)
+	seg, key := l.seg, l.base>>viewShift
+	s.pfn.Unlock()
+	if seg == 0 {
+		return nil, 0
+	}
+	return s.segment(seg), key
+}
+
+func (g *Segment) hashView(table []candidate, id uint32, key uint64, seed maphash.Seed, part, parts uint64) []candidate {
+	s := g.sys
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.leafAt(key) != id || g.rule.resident() {
+		return table
+	}
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	for i, w := range s.rec.slice(s.rec.leaves.At(id)) {
+		if !s.canCombine(w) {
+			continue
+		}
+		if h := maphash.Bytes(seed, s.pfn.Bytes(w.frame())); h%parts == part {
+			table = append(table, candidate{h, id, uint32(i)})
+		}
+	}
+	return table
+}
+
+// canCombine says whether the page of a PTE is in a frame that nothing is done with just now. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) canCombine(w pte) bool {
+	if !w.hasFrame() {
+		return false
+	}
+	i := s.pfn.Info(w.frame())
+	return i.Refs == 0 && i.Shares == 0 && !i.Kept && (i.State == pfn.Active || i.State == pfn.Standby || i.State == pfn.Modified)
+}
+
+// combineSame has pages with one hash share the frame of one of them, if they really hold the same bytes.
+func (s *System) combineSame(pages []candidate, done *Combined) error {
+	var number uint64
+	var first *candidate // the one that shall be shared, as long as it is not
+	found, made := false, false
+	for i := range pages {
+		c := &pages[i]
+		if n, ok := s.isCombined(c); ok {
+			if !found {
+				number, found = n, true
+			}
+			continue
+		}
+		if !found && first == nil {
+			first = c
+			continue
+		}
+		if !found {
+			n, err := s.combineFirst(first)
+			if errors.Is(err, errGone) {
+				first = c
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			number, found, made = n, true, true
+		}
+		s.join(c, number, done)
+	}
+	// A page that was there before, or the first one, is yet to join what was found behind it.
+	if found && !made && first != nil {
+		s.join(first, number, done)
+	}
+	if made {
+		s.undoShare(first, number)
+	}
+	return nil
+}
+
+// errGone says that a page is not what it was a moment ago.
+var errGone = errors.New("mm: the page has changed")
+
+// isCombined says whether a candidate is a combined page itself, and its number.
+func (s *System) isCombined(c *candidate) (number uint64, ok bool) {
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	l := s.rec.leaves.At(c.leaf)
+	if l.flags&leafCombined == 0 {
+		return 0, false
+	}
+	return l.base + uint64(c.at), true
+}
+
+// withPage calls f for a candidate that is in a frame still, with all locks held.
+func (s *System) withPage(c *candidate, f func(g *Segment, l *leaf) error) error {
+	g, key := s.segmentOf(c.leaf)
+	if g == nil || g.private || g.combined {
+		return errGone
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.deleted || g.leafAt(key) != c.leaf || g.rule.resident() {
+		return errGone
+	}
+	return f(g, s.rec.leaves.At(c.leaf))
+}
+
+// combineFirst makes a page's frame a combined page, which it is the first to share. It returns the number.
+func (s *System) combineFirst(c *candidate) (number uint64, err error) {
+	for {
+		err := s.withPage(c, func(_ *Segment, l *leaf) (err error) {
+			z := &s.combined
+			z.seg.mu.Lock()
+			defer z.seg.mu.Unlock()
+			if number, err = z.seg.newCombined(); err != nil {
+				return err
+			}
+			return s.handOver(c, l, number)
+		})
+		if err != errGrow {
+			return number, err
+		}
+		if err := s.commit.grow(1); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// newCombined takes a number, and makes the record for its PTE.
+// +checklocks:g.mu
+func (g *Segment) newCombined() (number uint64, err error) {
+	s, z := g.sys, &g.sys.combined
+	s.pfn.Lock()
+	fresh := z.free == 0
+	if fresh {
+		number = z.top
+	} else {
+		number = uint64(z.free - 1)
+	}
+	s.pfn.Unlock()
+	if number >= uint64(len(z.pages)) {
+		return 0, StatusCommitmentLimit
+	}
+	if fresh {
+		if err := s.chargeRecord(combinedBytes); err != nil {
+			return 0, err
+		}
+	}
+	id, err := g.makeLeaf(number>>viewShift, uint(number%ViewPages)+1)
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	if fresh {
+		z.top++ // numbers are taken with g.mu held, and only given back without
+		z.pages[number].refs, z.free = z.free, uint32(number)+1
+	}
+	if err != nil {
+		return 0, err // the number is free; what was made of the record goes with the next sweep
+	}
+	z.take(number, id)
+	return number, nil
+}
+
+// take takes a free number off the list. The PFN lock is held.
+func (z *combining) take(number uint64, leaf uint32) {
+	p := &z.free
+	for *p != uint32(number)+1 {
+		p = &z.pages[*p-1].refs
+	}
+	*p = z.pages[number].refs
+	z.pages[number] = combinedPage{leaf: leaf}
+	z.live++
+}
+
+// giveBack makes a number free. The PFN lock is held.
+func (z *combining) giveBack(number uint64) {
+	z.pages[number] = combinedPage{refs: z.free}
+	z.free = uint32(number) + 1
+	z.live--
+	z.emptied = true
+}
+
+// handOver gives the frame of a page to a combined page that nobody shares yet.
+func (s *System) handOver(c *candidate, l *leaf, number uint64) error {
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	z := &s.combined
+	w := s.rec.word(l, uint(c.at))
+	if !s.canCombine(w) {
+		z.giveBack(number)
+		return errGone
+	}
+	s.rec.set(l, uint(c.at), combinedPTE(number))
+	s.reown(w, z.pages[number].leaf, uint(number%ViewPages))
+	z.pages[number].refs++
+	z.refs++
+	return nil
+}
+
+// reown makes the frame of a page, out of its working set, that of the page with another PTE, which has had no bytes. The
+// PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) reown(w pte, leaf uint32, index uint) {
+	if w.kind() == kindValid {
+		s.pfn.Trim(w.frame())
+	}
+	s.pfn.SetOwner(w.frame(), uint64(makeOwner(leaf, index)))
+	s.rec.set(s.rec.leaves.At(leaf), index, transitionPTE(w.frame()))
+}
+
+// join has a page share a combined one that holds the same bytes.
+func (s *System) join(c *candidate, number uint64, done *Combined) {
+	_ = s.withPage(c, func(_ *Segment, l *leaf) error {
+		s.pfn.Lock()
+		defer s.pfn.Unlock()
+		z := &s.combined
+		w, with := s.rec.word(l, uint(c.at)), s.combinedWord(number)
+		if !s.canCombine(w) || !with.hasFrame() || z.pages[number].refs == math.MaxUint32 ||
+			!bytes.Equal(s.pfn.Bytes(w.frame()), s.pfn.Bytes(with.frame())) {
+			return errGone
+		}
+		s.rec.set(l, uint(c.at), combinedPTE(number))
+		if stale := location(s.pfn.Release(w.frame())); stale != 0 {
+			s.freeLocation(stale)
+			done.Slots++
+		}
+		z.pages[number].refs++
+		z.refs++
+		done.Joined++
+		done.Freed++
+		s.n.pagesCombined.Add(1)
+		return nil
+	})
+}
+
+// undoShare gives a page that nobody has joined its frame back.
+func (s *System) undoShare(c *candidate, number uint64) {
+	_ = s.withPage(c, func(g *Segment, l *leaf) error {
+		s.pfn.Lock()
+		defer s.pfn.Unlock()
+		z := &s.combined
+		w := s.rec.word(l, uint(c.at))
+		if z.pages[number].refs == 1 && w == combinedPTE(number) {
+			s.takeBackFrame(g, c.leaf, uint(c.at), number)
+		}
+		return nil
+	})
+}
+
+// takeBackFrame makes the frame of a combined page that one page alone shares that page's own again, if it is in one that
+// nothing is done with; false if not. The PFN lock is held.
+// +checklocks:g.mu
+// +checklocks:s.pfn.mu
+func (s *System) takeBackFrame(g *Segment, leaf uint32, index uint, number uint64) bool {
+	w := s.combinedWord(number)
+	if !s.canCombine(w) {
+		return false
+	}
+	z := &s.combined
+	s.rec.set(s.rec.leaves.At(z.pages[number].leaf), uint(number%ViewPages), 0)
+	s.reown(w, leaf, index)
+	s.pfn.SetPriority(w.frame(), g.rule.Priority)
+	z.refs--
+	z.giveBack(number)
+	return true
+}
+
+// combinedWord is the PTE of a combined page. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) combinedWord(number uint64) pte {
+	return s.rec.word(s.rec.leaves.At(s.combined.pages[number].leaf), uint(number%ViewPages))
+}
+
+// dropCombined notes that a PTE names a combined page no more; with the last one it is gone. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) dropCombined(number uint64) {
+	s.combined.refs--
+	s.unholdCombined(number)
+}
+
+// hold keeps a combined page for a request. The PFN lock is held.
+func (z *combining) hold(number uint64) {
+	z.pages[number].refs++
+	z.holds++
+}
+
+// release undoes hold. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) releaseCombined(number uint64) {
+	s.combined.holds--
+	s.unholdCombined(number)
+}
+
+// +checklocks:s.pfn.mu
+func (s *System) unholdCombined(number uint64) {
+	z := &s.combined
+	p := &z.pages[number]
+	if p.refs--; p.refs > 0 {
+		return
+	}
+	if s.combinedWord(number).kind() == kindInIO {
+		z.orphans = append(z.orphans, number) // its slot is not to be freed under the I/O
+		s.balancer.kick()
+		return
+	}
+	s.freeCombined(number)
+}
+
+// freeCombined frees the frame and slot of a combined page that nobody shares. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) freeCombined(number uint64) {
+	z := &s.combined
+	l, i := s.rec.leaves.At(z.pages[number].leaf), uint(number%ViewPages)
+	switch w := s.rec.word(l, i); {
+	case w.hasFrame():
+		s.freeLocation(location(s.pfn.Release(w.frame())))
+		s.n.pagesFreed.Add(1)
+	case w.kind() == kindPaged:
+		s.freeLocation(w.location())
+	}
+	s.rec.set(l, i, 0)
+	z.giveBack(number)
+}
+
+// sweepCombined frees what could not be freed at once.
+func (s *System) sweepCombined() {
+	z := &s.combined
+	s.pfn.Lock()
+	orphans := z.orphans
+	z.orphans = nil
+	for _, number := range orphans {
+		if s.combinedWord(number).kind() == kindInIO {
+			z.orphans = append(z.orphans, number)
+		} else {
+			s.freeCombined(number)
+		}
+	}
+	emptied := z.emptied
+	z.emptied = false
+	s.pfn.Unlock()
+	if !emptied {
+		return
+	}
+	g := z.seg
+	for key := uint64(0); ; key++ {
+		g.mu.Lock()
+		k, id := g.nextLeaf(key)
+		if id != 0 {
+			g.dropLeafIfEmpty(k)
+		}
+		g.mu.Unlock()
+		if key = k; id == 0 {
+			return
+		}
+	}
+}
+
+// pinCombined pins the frame of a combined page for a reader, 0 if it is in none. The page stays in no working set: it
+// waits on its list again when the last reader is done. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) pinCombined(number uint64) pfn.Frame {
+	l, i := s.rec.leaves.At(s.combined.pages[number].leaf), uint(number%ViewPages)
+	w := s.rec.word(l, i)
+	if !w.hasFrame() {
+		return 0
+	}
+	f := w.frame()
+	s.pfn.MakeValid(f)
+	s.pfn.Pin(f)
+	s.leaveCombined(l, i)
+	return f
+}
+
+// leaveCombined takes a combined page that was made valid for a reader out of the working set. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) leaveCombined(l *leaf, i uint) {
+	f := s.rec.word(l, i).frame()
+	s.rec.set(l, i, transitionPTE(f))
+	s.pfn.Trim(f)
+}
+
+// combinedRead is a combined page that a read wants, and that is in no frame.
+type combinedRead struct {
+	page   uint64
+	number uint64 // held
+}
+
+// fetchCombined reads combined pages back for a read of pages that share them.
+func (r *reading) fetchCombined() (err error) {
+	s := r.g.sys
+	for _, c := range r.combined {
+		n := reading{g: s.combined.seg, first: c.number, last: c.number, set: s.newReadSet(1), sharing: true}
+		n.bounce = func(uint64) []byte { return r.bounce(c.page) }
+		e := n.do(false)
+		s.pfn.Lock()
+		if l, i := s.rec.leaves.At(s.combined.pages[c.number].leaf), uint(c.number%ViewPages); s.rec.word(l, i).kind() == kindValid {
+			s.leaveCombined(l, i)
+		}
+		s.releaseCombined(c.number)
+		s.pfn.Unlock()
+		if e != nil {
+			n.set.Done()
+			err = e
+			continue
+		}
+		at := c.page - r.first
+		r.set.frames[at], r.set.slices[at] = n.set.frames[0], n.set.slices[0]
+		n.set.frames[0] = 0 // the pin is the reply's now
+		n.set.Done()
+	}
+	r.combined = r.combined[:0]
+	return err
+}
+
+// passCombined resolves a page that shares a combined one, if that is in a frame; else it is read later. It returns the
+// number of soft faults. The PFN lock is held.
+// +checklocks:r.g.mu
+// +checklocks:r.g.sys.pfn.mu
+func (r *reading) passCombined(page, number uint64) (soft uint64) {
+	s, at := r.g.sys, page-r.first
+	if !r.sharing {
+		r.uncombine = append(r.uncombine, page)
+		return 0
+	}
+	if f := s.pinCombined(number); f != 0 {
+		r.set.frames[at], r.set.slices[at] = f, s.pfn.Bytes(f)
+		return 1
+	}
+	s.combined.hold(number)
+	r.combined = append(r.combined, combinedRead{page, number})
+	return 0
+}
+
+// copyCombinedPages gives pages that may be stored into frames of their own.
+func (r *reading) copyCombinedPages() error {
+	deadline := time.Now().Add(patience)
+	for _, page := range r.uncombine {
+		for {
+			err := r.g.uncombine(page)
+			if err != errNoSlot {
+				if err != nil {
+					return err
+				}
+				break
+			}
+			if time.Now().After(deadline) {
+				return StatusInPageError
+			}
+			r.g.sys.writer.kick()
+			time.Sleep(time.Millisecond)
+		}
+	}
+	r.uncombine = r.uncombine[:0]
+	return nil
+}
+
+// abandonCombined lets go of combined pages that a read wanted. The PFN lock is held.
+// +checklocks:r.g.sys.pfn.mu
+func (r *reading) abandonCombined() {
+	for _, c := range r.combined {
+		r.g.sys.releaseCombined(c.number)
+	}
+	r.combined = r.combined[:0]
+}
+
+// uncombine gives a page that shares a combined one a frame of its own.
+func (g *Segment) uncombine(page uint64) error {
+	for {
+		was := g.pteOf(page)
+		if was.kind() != kindCombined {
+			return nil
+		}
+		set, err := g.read(int64(page)<<PageShift, PageSize, alignedPage(), false, false)
+		if err != nil {
+			return err
+		}
+		done, err := g.copyCombined(page, was, set.slices[0])
+		set.Done()
+		if err != nil || done {
+			return err
+		}
+	}
+}
+
+// copyCombined copies the bytes of a combined page, which are given, to a frame of the page's own. done is false if the PTE
+// is no longer what it was.
+func (g *Segment) copyCombined(page uint64, was pte, content []byte) (done bool, err error) {
+	s := g.sys
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.deleted {
+		return false, StatusDeleted
+	}
+	id, i := g.leafAt(page>>viewShift), uint(page%ViewPages)
+	if id == 0 {
+		return false, nil
+	}
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	l := s.rec.leaves.At(id)
+	if s.rec.word(l, i) != was {
+		return false, nil
+	}
+	f, _ := s.alloc(makeOwner(id, i), 0, false)
+	if f == 0 {
+		return false, errNoSlot
+	}
+	copy(s.pfn.Bytes(f), content)
+	s.pfn.SetPriority(f, g.rule.Priority)
+	s.rec.set(l, i, transitionPTE(f))
+	_ = s.pfn.SetDirty(f)
+	s.pfn.Unpin(f)
+	s.dropCombined(was.number())
+	s.n.writeCopies.Add(1)
+	return true, nil
+}
+
+// uncombineView gives every page of a view that shares a combined one a frame of its own, as far as frames are to be had.
+func (g *Segment) uncombineView(key uint64) error {
+	for page := key << viewShift; page < (key+1)<<viewShift; page++ {
+		if err := g.uncombine(page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkCombined compares how many share a combined page with the books.
+// +checklocks:s.pfn.mu
+func (s *System) checkCombined(c *checking) {
+	z := &s.combined
+	var live, refs uint64
+	for n := range z.top {
+		p := &z.pages[n]
+		if p.leaf == 0 {
+			continue
+		}
+		live++
+		refs += uint64(p.refs)
+		if found := c.sharers[n]; found > uint64(p.refs) {
+			c.bad("combined page %d: shared by %d pages, counted %d", n, found, p.refs)
+		}
+		if p.refs > 0 && s.combinedWord(n).kind() == kindZero {
+			c.bad("combined page %d: shared by %d pages, but it is nowhere", n, p.refs)
+		}
+	}
+	if live != z.live || refs != z.refs+z.holds || c.named != z.refs {
+		c.bad("%d combined pages, counted %d; %d PTEs name one and %d are held, counted %d and %d", live, z.live, c.named,
+			refs-min(refs, c.named), z.refs, z.holds)
+	}
+}
