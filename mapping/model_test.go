@@ -435,7 +435,7 @@ func runModel(t *rapid.T, c config) {
 				t.Fatalf("afterwards the budget is %+v, it was %+v", s.Budget(), was)
 			}
 		},
-		"zero":          func(t *rapid.T) { s.ZeroFree() },
+		"zero": func(t *rapid.T) { s.ZeroFree() },
 		"forgotten": func(t *rapid.T) {
 			h := hosts[file.Draw(t, "file")]
 			if err := h.Invalidate(0, -1); err != nil {

@@ -69,7 +69,7 @@ func Plan(c Config) (Budget, error) {
 			return b, fmt.Errorf("%s of compressed memory is too much: at most half of the frames, %s", size(z.Limit), size(most))
 		}
 	}
-	b.PTEBytes = (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages
+	b.PTEBytes = b.tables()
 	b.InodeMax = b.Inodes * InodeBytes
 	b.Reserve = max(64, b.Frames/64)
 	b.CommitLimit = b.Frames - b.Reserve - min(pagesOf(b.SlotBytes), b.Frames-b.Reserve) + b.PageFile

@@ -383,34 +383,37 @@ func (s *System) join(c *candidate, number uint64, done *Combined) {
 
 // undoShare gives a page that nobody has joined its frame back.
 func (s *System) undoShare(c *candidate, number uint64) {
-	_ = s.withPage(c, func(g *Segment, l *leaf) error {
+	g, _ := s.segmentOf(c.leaf)
+	if g == nil {
+		return
+	}
+	priority := g.Rule().Priority
+	_ = s.withPage(c, func(_ *Segment, l *leaf) error {
 		s.pfn.Lock()
 		defer s.pfn.Unlock()
 		z := &s.combined
 		w := s.rec.word(l, uint(c.at))
 		if z.pages[number].refs == 1 && w == combinedPTE(number) {
-			s.takeBackFrame(g, c.leaf, uint(c.at), number)
+			s.takeBackFrame(c, number, priority)
 		}
 		return nil
 	})
 }
 
 // takeBackFrame makes the frame of a combined page that one page alone shares that page's own again, if it is in one that
-// nothing is done with; false if not. The PFN lock is held.
-// +checklocks:g.mu
+// nothing is done with. The PFN lock is held.
 // +checklocks:s.pfn.mu
-func (s *System) takeBackFrame(g *Segment, leaf uint32, index uint, number uint64) bool {
+func (s *System) takeBackFrame(c *candidate, number uint64, priority uint8) {
 	w := s.combinedWord(number)
 	if !s.canCombine(w) {
-		return false
+		return
 	}
 	z := &s.combined
 	s.rec.set(s.rec.leaves.At(z.pages[number].leaf), uint(number%ViewPages), 0)
-	s.reown(w, leaf, index)
-	s.pfn.SetPriority(w.frame(), g.rule.Priority)
+	s.reown(w, c.leaf, uint(c.at))
+	s.pfn.SetPriority(w.frame(), priority)
 	z.refs--
 	z.giveBack(number)
-	return true
 }
 
 // combinedWord is the PTE of a combined page. The PFN lock is held.

@@ -13,14 +13,16 @@ import (
 // withSlots is the budget with so many slots more or less, each of which costs bytes of records.
 func (b Budget) withSlots(slots int64, cost float64) Budget {
 	was := pagesOf(b.SlotBytes)
-	tables := func() uint64 { return (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages }
-	b.PTEBytes -= tables()
+	tables := b.tables()
 	b.PageFile += uint64(slots)
-	b.PTEBytes += tables()
+	b.PTEBytes += b.tables() - tables
 	b.SlotBytes = uint64(max(0, int64(b.SlotBytes)+int64(float64(slots)*cost)))
 	b.CommitLimit += uint64(slots) + was - pagesOf(b.SlotBytes)
 	return b
 }
+
+// tables is what page tables take at the commit limit.
+func (b Budget) tables() uint64 { return (b.Frames + b.PageFile) * uint64(leafCost(3)) / ViewPages }
 
 // promised is how many frames may be promised.
 func (b Budget) promised() uint64 { return b.CommitLimit - b.PageFile }
@@ -37,9 +39,9 @@ func (s *System) AddPageFile(c PageFileConfig) (number int, err error) {
 	}
 	b := s.Budget()
 	grown := b.withSlots(int64(c.Max), s.slotCost)
-	records := grown.PFNBytes + grown.SlotBytes + grown.PTEBytes
+	records := grown.PFNBytes + grown.SlotBytes + grown.tables()
 	if spare := pagesOf(grown.SlotBytes) - pagesOf(b.SlotBytes); records > b.Memory/2 || spare >= b.promised() {
-		most := float64(b.Memory/2-min(b.Memory/2, b.PFNBytes+b.SlotBytes+b.PTEBytes)) / (s.slotCost + float64(leafCost(3))/ViewPages)
+		most := float64(b.Memory/2-min(b.Memory/2, b.PFNBytes+b.SlotBytes+b.tables())) / (s.slotCost + float64(leafCost(3))/ViewPages)
 		return 0, refuse(StatusInvalidParameter, "the records of %s more page file would not fit into half of the memory, %s: "+
 			"give it at most %s, or more memory", size(c.Max*PageSize), size(b.Memory), size(uint64(most)*PageSize))
 	}
