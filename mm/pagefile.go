@@ -100,12 +100,12 @@ func (p *pageFile) limit() uint64 {
 	return p.max
 }
 
-// canGrow says whether the file may have more slots than there are.
+// canGrow says whether the file may have more slots than there are: its disk is asked again, even if it had none lately.
 func (p *pageFile) canGrow() bool {
-	limit := p.limit()
+	most := p.max
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.size < limit && !p.closing
+	return p.size < most && !p.closing
 }
 
 // hasFree says whether there is a slot to be had.

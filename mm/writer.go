@@ -73,7 +73,7 @@ func (s *System) writeDue() (age uint32, due bool) {
 // slotsFree says whether any page file has a free slot, or can grow to have one.
 func (s *System) slotsFree() bool {
 	for _, f := range s.files.all() {
-		if f.hasFree() || f.canGrow() {
+		if i := f.info(); f.hasFree() || f.limit() > i.Size && !i.Removing {
 			return true
 		}
 	}
