@@ -451,6 +451,17 @@ func (n *controlNode) perm() (perm uint32, residency bool) {
 	return 0, false
 }
 
+// isProtection says that the node is the protection of a file or a directory.
+func (n *controlNode) isProtection() bool {
+	switch n.kind {
+	case controlFileRow:
+		return ctl.PerFile[n.row].Name == ctl.Protection
+	case controlDirRow:
+		return ctl.PerDir[n.row].Name == ":"+ctl.Protection
+	}
+	return false
+}
+
 // isCtl says that the node takes commands.
 func (n *controlNode) isCtl() bool {
 	perm, _ := n.perm()
@@ -775,6 +786,12 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 	if h == nil || !h.node.isCtl() {
 		return 0, fuse.EBADF
 	}
+	if h.node.isProtection() {
+		if st := h.node.real.setProtection(data); !st.Ok() {
+			return 0, st
+		}
+		return uint32(len(data)), fuse.OK
+	}
 	var answer []byte
 	var failed syscall.Errno
 	switch h.node.kind {
@@ -839,6 +856,8 @@ func (c *controlTree) lastAnswer(n *controlNode) []byte {
 	last, ok := c.last[n.id()]
 	c.mu.Unlock()
 	switch {
+	case n.isProtection():
+		return []byte(n.real.protection().String() + "\n")
 	case ok:
 		return last.text
 	case n.kind == controlTop:

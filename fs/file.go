@@ -40,6 +40,9 @@ func (n *node) open(in *fuse.OpenIn, out *fuse.OpenOut) {
 // here too, but they are what the program has just asked for, and nothing was truncated.
 func (n *node) created(in *fuse.CreateIn, out *fuse.CreateOut) {
 	h := newHandle(n, in.Flags)
+	n.mu.Lock()
+	n.filling = h.writable() && !sharedWritable(n.protect)
+	n.mu.Unlock()
 	n.opened(h, in.Caller, 0)
 	out.Fh = n.fs.handles.add(h)
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
@@ -84,6 +87,7 @@ func (f *fileSystem) close(fh uint64) {
 	n.refs.handles--
 	if h.writable() {
 		n.refs.writers--
+		n.filling = n.filling && n.refs.writers > 0
 	}
 	n.mu.Unlock()
 	n.release()
@@ -148,7 +152,12 @@ func (n *node) write(in *fuse.WriteIn, pieces [][]byte) (uint32, fuse.Status) {
 		return 0, efbig
 	}
 	start := int64(in.Offset)
-	off, err := n.store(start, pieces)
+	off, err := start, error(nil)
+	if st := n.mayChange(true); st.Ok() {
+		off, err = n.store(start, pieces)
+	} else {
+		err = syscall.Errno(st)
+	}
 	if err != nil && !direct(in.Flags, in.WriteFlags&fuse.WRITE_LOCKOWNER) {
 		return 0, n.refused(in.WriteFlags, off, start+int64(in.Size)-off, errno(err))
 	}
@@ -259,6 +268,9 @@ func (n *node) fallocate(in *fuse.FallocateIn) fuse.Status {
 		return fuse.EINVAL
 	case off > math.MaxInt64-length:
 		return efbig
+	}
+	if st := n.mayChange(true); !st.Ok() {
+		return st
 	}
 	err := n.fs.withSpace(func() error { return fallocate(n.section, in.Mode, off, length) })
 	if err != nil {

@@ -62,7 +62,7 @@ func (n *node) Invalidate(off, length int64) error {
 // those that we gave to a WRITE ourselves.
 var (
 	notCached = []syscall.Errno{syscall.ENOENT, syscall.ESTALE, syscall.ENODEV, syscall.ENOTCONN, syscall.EBADF}
-	refusals  = []syscall.Errno{syscall.ENOSPC, syscall.EIO}
+	refusals  = []syscall.Errno{syscall.ENOSPC, syscall.EIO, syscall.EACCES}
 )
 
 // except is err unless it is one of those that do not matter.

@@ -12,6 +12,7 @@ import (
 
 	"memfs/mapping"
 	"memfs/mm"
+	"memfs/mm/process"
 )
 
 const (
@@ -99,6 +100,10 @@ type node struct {
 	// +checklocks:mu
 	xattrs map[string][]byte
 	// +checklocks:mu
+	protect process.Protection // what the attributes say of it
+	// +checklocks:mu
+	filling bool // a file that inherited a protection without writing is still being written by who made it
+	// +checklocks:mu
 	records int // bytes charged to the budget for the node and its xattrs
 	// +checklocks:mu
 	failures uint32 // cached writes that the host kernel sent too late to tell the program of their failure…
@@ -155,6 +160,7 @@ func (f *fileSystem) newNode(s seed) (*node, fuse.Status) {
 		target:  s.target,
 		meta:    metadata{perm: s.mode & permMask, uid: s.uid, gid: s.gid, atime: now, mtime: now, ctime: now, btime: now},
 		xattrs:  xattrs,
+		protect: protectionOf(xattrs),
 		records: records,
 	}
 	switch n.kind {
@@ -190,7 +196,7 @@ func (n *node) attrLocked() fuse.Attr {
 		Atimensec: m.atime.nsec,
 		Mtimensec: m.mtime.nsec,
 		Ctimensec: m.ctime.nsec,
-		Mode:      n.kind | m.perm,
+		Mode:      n.kind | n.shownPermLocked(),
 		Nlink:     m.nlink,
 		Owner:     fuse.Owner{Uid: m.uid, Gid: m.gid},
 		Rdev:      n.rdev,
@@ -279,6 +285,9 @@ func (n *node) lookedUp(out *fuse.EntryOut) bool {
 // it sends them as given values, ctime included.
 func (n *node) setattr(in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	if size, ok := in.GetSize(); ok {
+		if st := n.mayChange(in.Valid&fuse.FATTR_FH != 0); n.section != nil && !st.Ok() {
+			return st
+		}
 		if st := n.truncate(size); !st.Ok() {
 			return st
 		}

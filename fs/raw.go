@@ -231,6 +231,9 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	}
 	n, st := f.regular(in.NodeId)
 	if st.Ok() {
+		st = n.mayOpen(in.Flags)
+	}
+	if st.Ok() {
 		n.open(in, out)
 	}
 	return st

@@ -31,6 +31,9 @@ var ruleParts = []rulePart{
 		func(r *mm.Rule, v string) { r.Priority = v[0] - '0' }},
 	{ctl.RulePin, "0", isSwitch, func(r *mm.Rule, v string) { r.Pinned = v == "1" }},
 	{ctl.RuleNoSwap, "0", isSwitch, func(r *mm.Rule, v string) { r.NoSwap = v == "1" }},
+	{ctl.RuleProtection, defaultProtection.String(),
+		func(v string) bool { _, ok := parseProtection(v); return ok },
+		func(*mm.Rule, string) {}}, // of the file, not of its pages: see protection.go
 }
 
 // xattr is the attribute that says the part.
@@ -80,6 +83,11 @@ func (n *node) setRule(part *rulePart, c xattrChange) (read uint64, err error) {
 	if !part.valid(string(c.value)) {
 		return 0, syscall.EINVAL
 	}
+	if part.name == ctl.RuleProtection {
+		if err := n.beforeProtection(string(c.value)); err != nil {
+			return 0, err
+		}
+	}
 	old, had, st := n.xattr(c.name)
 	if !st.Ok() {
 		return 0, syscall.Errno(st)
@@ -111,6 +119,7 @@ func (n *node) xattr(name string) (value []byte, ok bool, st fuse.Status) {
 
 // followRules has the pages follow what the attributes say.
 func (n *node) followRules() (read uint64, err error) {
+	n.followProtection()
 	if n.section == nil {
 		return 0, nil
 	}
@@ -145,6 +154,9 @@ func (c controlled) SetRule(name, value string) (uint64, error) { return c.node.
 
 // Discard makes the bytes [off, off+n) zeros without writing them anywhere; n < 0 is to the end.
 func (c controlled) Discard(off, n int64) error {
+	if st := c.node.mayChange(false); !st.Ok() {
+		return syscall.Errno(st)
+	}
 	if n < 0 {
 		n = c.Size() - off
 	}

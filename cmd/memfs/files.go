@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"memfs/mm/process"
 )
 
 // The verbs that look at files and steer them.
@@ -114,6 +116,70 @@ func newPinCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&off, "off", false, "let them go again")
 	return c
+}
+
+func newProtectCommand() *cobra.Command {
+	below := false
+	c := &cobra.Command{
+		Use:   "protect [flags] PATH [PROTECTION]",
+		Short: "Show or set what may be done with the contents of a file",
+		Long: "protect shows the protection of a file, or sets it: a PAGE_ constant that holds for everybody, root included.\n" +
+			"Under PAGE_NOACCESS the file cannot be opened, without WRITE not written or truncated, without EXECUTE not\n" +
+			"executed. inherit gives it that of its directory. The protection of a directory is inherited by what is made\n" +
+			"in it later; with --below everything that is there already gets it too. It is kept as the extended attribute\n" +
+			"user.memfs.protection, so that cp -a carries it.",
+		Example: "  memfs protect /tmp/m/config\n  memfs protect /tmp/m/config PAGE_READONLY\n" +
+			"  memfs protect --below /tmp/m/data PAGE_READWRITE",
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return fileProtections, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 0 || args[0] == "":
+				return usageError("protect: no path given; usage: %s", c.UseLine())
+			case len(args) > 2:
+				return usageError("protect takes a path and a protection, but %d arguments were given; usage: %s", len(args), c.UseLine())
+			case len(args) == 1 && below:
+				return usageError("protect: --below wants a protection to set")
+			case len(args) == 2 && !isFileProtection(args[1]):
+				return usageError("protect %q: there are %s", args[1], strings.Join(fileProtections, " "))
+			}
+			p, err := locate(args[0])
+			if err != nil {
+				return err
+			}
+			dir, prefix, err := p.controls()
+			if err != nil {
+				return err
+			}
+			switch {
+			case below && prefix == "":
+				return fmt.Errorf("%s: --below is for directories", p.path)
+			case below:
+				_, err = p.order(dir+"/:ctl", "protect "+args[1], longTimeout)
+			case len(args) == 2:
+				err = p.set(dir+"/"+prefix+"protection", args[1])
+			default:
+				err = p.show(c.OutOrStdout(), dir+"/"+prefix+"protection", false)
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVar(&below, "below", false, "set it for all that is in the directory too")
+	return c
+}
+
+// fileProtections are what the protection of a file can be.
+var fileProtections = []string{"PAGE_NOACCESS", "PAGE_READONLY", "PAGE_READWRITE", "PAGE_WRITECOPY", "PAGE_EXECUTE",
+	"PAGE_EXECUTE_READ", "PAGE_EXECUTE_READWRITE", "PAGE_EXECUTE_WRITECOPY", "inherit"}
+
+// isFileProtection says whether a word is one of them; a number will do.
+func isFileProtection(word string) bool {
+	p, ok := process.ParseProtection(word)
+	return ok && p == p.Base() || slices.Contains(fileProtections, word)
 }
 
 // severalPaths is the cobra.PositionalArgs of the verbs that need at least one path.

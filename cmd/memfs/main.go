@@ -136,7 +136,8 @@ func newRootCommand() *cobra.Command {
 		return usageError("%v (`%s --help` lists the flags)", err, c.CommandPath())
 	})
 	root.AddCommand(newMountCommand(), newUmountCommand(), newInfoCommand(), newTopCommand(), newPSCommand(), newMapsCommand(),
-		newFilesCommand(), newPagesCommand(), newTrimCommand(), newFlushCommand(), newPinCommand(), newDEPCommand(), newNXCommand(),
+		newFilesCommand(), newPagesCommand(), newTrimCommand(), newFlushCommand(), newPinCommand(), newProtectCommand(), newDEPCommand(),
+		newNXCommand(),
 		newCallCommand(), newRunCommand(), newCheckCommand(),
 		newVersionCommand(), newLaunderCommand(), newSyscallCommand())
 	return root

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"memfs/mm/process"
 	"memfs/mm/store"
@@ -114,7 +115,7 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 	f.Var(&o.mode, "mode", "permissions of the root directory, octal")
 	f.Var(&o.uid, "uid", "owner of the root directory, a number or a name")
 	f.Var(&o.gid, "gid", "group of the root directory, a number or a name")
-	f.Var(&o.nx, "nx", "DEP of simulated processes: OptIn, OptOut, AlwaysOn or AlwaysOff")
+	f.Var(&o.nx, "nx", "DEP of simulated processes: OptIn, OptOut, AlwaysOn or AlwaysOff;\nunder AlwaysOn the mount is noexec as well")
 	f.Var(&o.procName, "proc", "control tree: hidden, visible, or another `NAME` to be visible under (default hidden)")
 	f.BoolVar(&o.allowOther, "allow-other", o.allowOther, "let other users in")
 	f.BoolVar(&o.nonempty, "nonempty", false, "mount on a directory that is not empty, hiding what is in it")
@@ -142,6 +143,12 @@ func (o *mountOptions) finish(f *pflag.FlagSet) error {
 	if o.remount {
 		o.resize = o.resizeCommands(f)
 		return nil // nothing else of it is looked at
+	}
+	if process.Policy(o.nx) == process.AlwaysOn {
+		if o.vfs.given&unix.MS_NOEXEC != 0 && o.vfs.bits&unix.MS_NOEXEC == 0 {
+			return usageError("-o exec contradicts --nx AlwaysOn, which has nothing on the mount executed")
+		}
+		o.vfs.bits |= unix.MS_NOEXEC
 	}
 	var err error
 	if o.pageFile, o.morePages, err = combinePageFiles(o.pageFiles, o.pageFileSize, ramBytes()); err != nil {

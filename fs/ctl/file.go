@@ -12,13 +12,18 @@ var PerFile = []Entry[*RegularFile]{
 	{Name: "info", Perm: 0444, Help: "how many pages the file has, and where they are", Render: fileInfo},
 	{Name: "pages", Perm: 0444, Help: "one line a page: state, frame, priority, where its copy is, what brought it there", Render: pages, Residency: true},
 	{Name: "map", Perm: 0444, Help: "one character a page, 64 a line", Render: pageMap, Residency: true},
+	{Name: Protection, Perm: 0644, Help: "shows and takes what may be done with the contents: a PAGE_ constant, or inherit"},
 	{Name: "ctl", Perm: 0600, Help: "takes the file's commands, a line each; write help for the list"},
 }
+
+// Protection is the control file of a file's protection; a directory's has a colon before it.
+const Protection = "protection"
 
 // PerDir is the table of a directory's own controls in .proc/files/PATH. Their names begin with a colon, so that they
 // stand apart from the directory's entries.
 var PerDir = []Entry[*Directory]{
 	{Name: ":info", Perm: 0444, Help: "the sums of info over the files below", Render: dirInfo},
+	{Name: ":" + Protection, Perm: 0644, Help: "shows and takes the protection of files that are made in the directory"},
 	{Name: ":ctl", Perm: 0600, Help: "takes a file's commands, for all files below"},
 }
 

@@ -5,12 +5,13 @@ import (
 
 	"memfs/mm"
 	"memfs/mm/pfn"
+	"memfs/mm/process"
 )
 
 // Steered is a file or a directory whose rule can be set. What is made in a directory inherits the directory's.
 type Steered interface {
-	// SetRule sets one part of the rule, named as its extended attribute is: priority, pin or noswap. It returns how many
-	// pages had to be read back for it.
+	// SetRule sets one part of the rule, named as its extended attribute is: priority, pin, noswap or protection. It returns
+	// how many pages had to be read back for it.
 	SetRule(name, value string) (read uint64, err error)
 }
 
@@ -19,6 +20,8 @@ const (
 	RulePriority = "priority" // 0 to 7; 5 is what pages have that nobody set
 	RulePin      = "pin"      // 1 is yes, 0 is no
 	RuleNoSwap   = "noswap"   // the same
+	// RuleProtection is a PAGE_ constant; PAGE_EXECUTE_READWRITE is what files have that nobody protected.
+	RuleProtection = "protection"
 )
 
 // ruleVerbs are the commands that set rules.
@@ -30,6 +33,8 @@ func ruleVerbs() []Verb[*Target] {
 		{Words: "noswap", Run: rule(RuleNoSwap, "1"),
 			Help: "keep the pages in memory: never in a page file; half of memory at most"},
 		{Words: "swap", Run: rule(RuleNoSwap, "0"), Help: "undo noswap"},
+		{Words: "protect", Text: "PAGE_…", Launders: true, Run: setProtection,
+			Help: "bound what may be done with the contents: PAGE_NOACCESS, PAGE_READONLY, … PAGE_EXECUTE_READWRITE"},
 		{Words: "priority", Digit: pfn.Priorities, Run: setPriority,
 			Help: "use standby list N, 0 to 7: the pages of a lower one are taken first; 5 is the usual one"},
 	}
@@ -37,6 +42,15 @@ func ruleVerbs() []Verb[*Target] {
 
 func setPriority(t *Target, a Args) ([]Tally, error) {
 	return rule(RulePriority, strconv.Itoa(a.Number))(t, a)
+}
+
+func setProtection(t *Target, a Args) ([]Tally, error) {
+	p, ok := process.ParseProtection(a.Text)
+	if !ok || p != p.Base() {
+		return nil, invalid("protect: %s is not a PAGE_ constant without modifiers, such as PAGE_READONLY", quote(a.Text))
+	}
+	tally, err := rule(RuleProtection, p.String())(t, a)
+	return tally[1:], err // nothing is read back for it
 }
 
 // rule sets a part of the rule of every file, and of the directories that they are in.

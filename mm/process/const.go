@@ -64,6 +64,31 @@ func (p Protection) String() string {
 	return strings.Join(s, "|")
 }
 
+// ParseProtection is the inverse of String; a number will do.
+func ParseProtection(s string) (p Protection, ok bool) {
+	if n, err := strconv.ParseUint(s, 0, 32); err == nil {
+		p = Protection(n)
+	} else {
+		for word := range strings.SplitSeq(s, "|") {
+			bit := Protection(0)
+			for _, n := range protectionNames {
+				if n.name == word {
+					bit = n.bit
+				}
+			}
+			if bit == 0 {
+				return 0, false
+			}
+			p |= bit
+		}
+	}
+	base := p.Base()
+	if base == WriteCopy || base == ExecuteWriteCopy {
+		base = ReadWrite // as far as what goes with what is concerned
+	}
+	return p, (p&^baseMask | base).valid()
+}
+
 func number(n uint64) string {
 	if n == 0 {
 		return "0"
