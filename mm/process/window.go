@@ -44,6 +44,8 @@ type Window struct {
 	// +checklocks:mu
 	order []uint64 // keys of held, the oldest first
 	// +checklocks:mu
+	leaving []*leaving
+	// +checklocks:mu
 	edits []*edit // in the order of their registration
 	// +checklocks:mu
 	trimmed map[uint64]uint64 // held pages that have left the working set, to be invalidated
@@ -58,6 +60,12 @@ type Host interface {
 	// Invalidate drops the host's copies of [off, off+n) (n < 0: all), and has it send what is dirty of them before. It
 	// waits for the host.
 	Invalidate(off, n int64) error
+}
+
+// leaving is an invalidation under way: the host may still have the pages, and what is dirty of them.
+type leaving struct {
+	first, last uint64
+	done        chan struct{}
 }
 
 // edit is a store or a change of pages under way, or a WRITE.
@@ -90,11 +98,12 @@ func (p *Process) Window(host Host) *Window {
 	p.machine.shooter.add(w)
 	p.mu.Lock()
 	h := p.acquire(0, everything, true) // what began without a window has ended then
-	w.mu.Lock()
-	w.closed = p.ended
-	w.mu.Unlock()
+	ended := p.ended
 	p.release(h)
 	p.mu.Unlock()
+	if ended {
+		w.close()
+	}
 	return w
 }
 
@@ -562,15 +571,31 @@ func (w *Window) heldAmongLocked(first, last uint64) (lo, hi uint64, ok bool) {
 // no handler of a READ or WRITE of the window may call it, and nothing may be held.
 func (w *Window) invalidate(first, last uint64) {
 	w.mu.Lock()
+	var others []*leaving
+	for _, l := range w.leaving {
+		if l.first <= last && first <= l.last {
+			others = append(others, l)
+		}
+	}
 	lo, hi, ok := w.heldAmongLocked(first, last)
 	n := 0
+	mine := &leaving{first: lo, last: hi, done: make(chan struct{})}
 	if ok {
 		n = w.drop(lo, hi)
+		w.leaving = append(w.leaving, mine)
 	}
 	w.mu.Unlock()
 	if ok {
-		w.count(-n)
 		_ = w.host.Invalidate(int64(lo<<pageShift), int64((hi-lo+1)<<pageShift))
+		w.mu.Lock()
+		i := slices.Index(w.leaving, mine)
+		w.leaving = slices.Delete(w.leaving, i, i+1)
+		w.mu.Unlock()
+		close(mine.done)
+		w.count(-n)
+	}
+	for _, l := range others {
+		<-l.done
 	}
 }
 
@@ -656,6 +681,8 @@ type shooter struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	windows []*Window
+	// +checklocks:mu
+	runs bool
 }
 
 func newShooter(sys *mm.System) *shooter { return &shooter{sys: sys, wake: make(chan struct{}, 1)} }
@@ -664,7 +691,8 @@ func (s *shooter) add(w *Window) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.windows = append(s.windows, w)
-	if len(s.windows) == 1 {
+	if !s.runs {
+		s.runs = true
 		go s.loop()
 	}
 }
@@ -684,10 +712,11 @@ func (s *shooter) kick() {
 	}
 }
 
-// all lists the windows.
+// all lists the windows. Without any, the shooter ends.
 func (s *shooter) all() []*Window {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.runs = len(s.windows) > 0
 	return slices.Clone(s.windows)
 }
 
