@@ -2,6 +2,7 @@ package integration
 
 import (
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,5 +50,37 @@ func TestMemory(t *testing.T) {
 	}
 	if ps := string(mustRead(t, m.path(".proc/ps"))); strings.Count(ps, "\n") != 1 {
 		t.Errorf("ps is\n%s", ps)
+	}
+}
+
+// TestOvercommit has several programs fill 64 simulated processes with four times the memory in all, through write(2) and
+// through mappings, and find every byte again.
+func TestOvercommit(t *testing.T) {
+	const processes, programs, memory = 64, 4, 16 << 20
+	m := mountMemfs(t, options{memory: "16M", pageFile: "256M"})
+	before := m.counters("meminfo").get(t, "Committed_AS")
+	program := compileC(t, "testdata/overcommit.c")
+	failed := make(chan string, programs)
+	for i := range programs {
+		go func() {
+			out, err := tryRun(m.dir, "", program, m.path(".proc"), strconv.Itoa(i*processes/programs), strconv.Itoa(processes/programs),
+				strconv.Itoa(4*memory/processes), short("2", "1"))
+			if err != nil {
+				out += err.Error()
+			}
+			failed <- out
+		}()
+	}
+	for range programs {
+		if out := <-failed; out != "" {
+			t.Error(out)
+		}
+	}
+	v := m.vmstat()
+	if v.get(t, "pages_output") < 3*memory/4096 || v.get(t, "pages_input") < 2*memory/4096 {
+		t.Errorf("%d pages were written out and %d read in: too few for four times the memory", v.get(t, "pages_output"), v.get(t, "pages_input"))
+	}
+	if got := m.counters("meminfo").get(t, "Committed_AS"); got > before+256 {
+		t.Errorf("%d kB are committed, %d before", got, before)
 	}
 }
