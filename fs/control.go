@@ -173,13 +173,13 @@ func newControlTree(f *fileSystem) *controlTree {
 		fs:        f,
 		processes: processes,
 		mount: &ctl.Mount{
-			Processes: processes.list,
-			Machine:   machine{f.sys, f, processes.machine},
-			Version:   f.opts.Version,
-			Facts:     f.opts.Facts,
-			Inodes:    f.inodeCounts,
-			FileOf:    fileOf,
-			Owners:    func() []ctl.Owner { return f.listOwners(processes) },
+			Processes: processes.list, Violations: processes.machine.Violations,
+			Machine: machine{f.sys, f, processes.machine},
+			Version: f.opts.Version,
+			Facts:   f.opts.Facts,
+			Inodes:  f.inodeCounts,
+			FileOf:  fileOf,
+			Owners:  func() []ctl.Owner { return f.listOwners(processes) },
 
 			OpenPageFile: f.opts.OpenPageFile,
 			Inject:       f.opts.Inject,
@@ -462,11 +462,19 @@ func (n *controlNode) isProtection() bool {
 	return false
 }
 
-// isCtl says that the node takes commands.
+// isDEP says that the node is the DEP state of a process: it is rendered as other files are, and takes flags.
+func (n *controlNode) isDEP() bool {
+	return n.kind == controlProcessRow && ctl.PerProcess[n.row].Name == ctl.DEP
+}
+
+// isCtl says that the node takes commands, and is not rendered.
 func (n *controlNode) isCtl() bool {
 	perm, _ := n.perm()
-	return perm&0200 != 0 && !n.isMemory()
+	return perm&0200 != 0 && !n.isMemory() && !n.isDEP()
 }
+
+// writable says that something can be written to the node.
+func (n *controlNode) writable() bool { return n.isCtl() || n.isMemory() || n.isDEP() && !n.json }
 
 // guardedAttr is the attributes of a real node, with permissions that are safe to copy. A node with an ACL may let less of
 // a group, or of the others, in than its mode says: what belongs to it is then its owner's alone.
@@ -506,6 +514,9 @@ func (n *controlNode) controlMode(real uint32) uint32 {
 		return syscall.S_IFREG | 0400
 	case controlTop, controlProcessRow, controlPolicyRow:
 		perm, _ := n.perm()
+		if !n.writable() {
+			perm &^= 0222
+		}
 		return syscall.S_IFREG | perm
 	}
 	perm, residency := n.perm()
@@ -566,7 +577,7 @@ func (c *controlTree) setattr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *f
 	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 || n.isDir() {
 		return fuse.EPERM
 	}
-	if !n.isCtl() && !n.isMemory() {
+	if !n.writable() {
 		return fuse.EACCES
 	}
 	if size, ok := in.GetSize(); ok && size != 0 {
@@ -663,7 +674,7 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 		h.answer, h.fresh = answer, true
 		h.mu.Unlock()
 	} else {
-		if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY && !n.writable() {
 			return fuse.EACCES // the mode alone does not keep root from it
 		}
 		if doc := c.streamed(&n); doc != nil {
@@ -783,8 +794,14 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 	if h != nil && h.node.isMemory() {
 		return c.writeMemory(h, in, data)
 	}
-	if h == nil || !h.node.isCtl() {
+	if h == nil || !h.node.writable() {
 		return 0, fuse.EBADF
+	}
+	if h.node.isDEP() {
+		if st := h.node.proc.setDEP(data); !st.Ok() {
+			return 0, st
+		}
+		return uint32(len(data)), fuse.OK
 	}
 	if h.node.isProtection() {
 		if st := h.node.real.setProtection(data); !st.Ok() {

@@ -80,7 +80,7 @@ type processTable struct {
 func newProcessTable(sys *mm.System, root uint32, nx process.Policy, log func(string, ...any)) *processTable {
 	t := &processTable{root: root, byName: make(map[string]*simulated), byID: make(map[uint64]*simulated)}
 	t.machine = process.NewMachine(sys, nx, process.Listener{Violation: func(p *process.Process, address uint64) {
-		log("process %d: DEP violation: 0x%x is not executable", p.ID(), address)
+		log("process %d (%s): DEP violation: 0x%x is not executable", p.ID(), p.Image().Name, address)
 	}})
 	return t
 }
@@ -362,31 +362,102 @@ func (c *controlTree) rmdir(in *fuse.InHeader, name string) fuse.Status {
 // arch is the architecture of processes whose name does not say.
 func (t *processTable) arch() process.Arch { return process.Arch(t.newArch.Load()) }
 
-// policyRows are the files of .proc/policy. What is written to them holds for processes that are started afterwards.
-var policyRows = []string{ctl.PolicyNX, ctl.PolicyArch}
+// policyFile is a file of .proc/policy. What is written to it holds for processes that are started afterwards.
+type policyFile struct {
+	name string
+	get  func(t *processTable) string
+	set  func(t *processTable, text string) bool // false: nothing has changed
+}
+
+var policyFiles = []policyFile{
+	{ctl.PolicyNX, func(t *processTable) string { return t.machine.Policy().String() + "\n" },
+		func(t *processTable, text string) bool {
+			p, ok := ctl.ParseNX([]byte(text))
+			if ok {
+				t.machine.SetPolicy(p)
+			}
+			return ok
+		}},
+	{ctl.PolicyOptIn, func(t *processTable) string { return lines(t.machine.OptIn()) },
+		func(t *processTable, text string) bool { return setNames(text, t.machine.OptIn(), t.machine.SetOptIn) }},
+	{ctl.PolicyOptOut, func(t *processTable) string { return lines(t.machine.OptOut()) },
+		func(t *processTable, text string) bool {
+			return setNames(text, t.machine.OptOut(), t.machine.SetOptOut)
+		}},
+	{ctl.PolicyArch, func(t *processTable) string { return t.arch().String() + "\n" },
+		func(t *processTable, text string) bool {
+			a, ok := process.ParseArch(strings.TrimSpace(text))
+			if ok {
+				t.newArch.Store(uint32(a))
+			}
+			return ok
+		}},
+}
+
+// policyRows are the names of the files of .proc/policy.
+var policyRows = func() (names []string) {
+	for _, f := range policyFiles {
+		names = append(names, f.name)
+	}
+	return names
+}()
+
+func lines(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return strings.Join(names, "\n") + "\n"
+}
+
+// maxListed is how many programs a list of the DEP policy has at most.
+const maxListed = 1024
+
+// setNames adds the names of a text to a list, one a line, and takes those off that have a - before them. All of them, or
+// false if one cannot be a name or they are too many.
+func setNames(text string, have []string, set func(name string, on bool)) bool {
+	names := strings.Split(strings.TrimSpace(text), "\n")
+	for _, name := range names {
+		bare := strings.TrimPrefix(strings.TrimSpace(name), "-")
+		if bare == "" || len(bare) > maxProcessName || strings.ContainsFunc(bare, func(r rune) bool { return r < ' ' || r == 0x7f || r == '/' }) {
+			return false
+		}
+	}
+	if len(have)+len(names) > maxListed {
+		return false
+	}
+	for _, name := range names {
+		bare, off := strings.CutPrefix(strings.TrimSpace(name), "-")
+		set(bare, !off)
+	}
+	return true
+}
 
 // policy is what a file of .proc/policy says.
 func (c *controlTree) policy(n *controlNode) []byte {
-	if policyRows[n.row] == ctl.PolicyArch {
-		return []byte(c.processes.arch().String() + "\n")
-	}
-	return []byte(c.processes.machine.Policy().String() + "\n")
+	return []byte(policyFiles[n.row].get(c.processes))
 }
 
 // setPolicy is a write to it.
 func (c *controlTree) setPolicy(n *controlNode, text []byte) fuse.Status {
-	if policyRows[n.row] == ctl.PolicyArch {
-		a, ok := process.ParseArch(strings.TrimSpace(string(text)))
-		if !ok {
-			return fuse.EINVAL
-		}
-		c.processes.newArch.Store(uint32(a))
-		return fuse.OK
-	}
-	p, ok := ctl.ParseNX(text)
-	if !ok {
+	if !policyFiles[n.row].set(c.processes, string(text)) {
 		return fuse.EINVAL
 	}
-	c.processes.machine.SetPolicy(p)
+	return fuse.OK
+}
+
+// setDEP is a write to a process's dep: SetProcessDEPPolicy with the flags that the text is, as a number or by name.
+func (s *simulated) setDEP(text []byte) fuse.Status {
+	flags, err := win32.Evaluate(strings.TrimSpace(string(text)), nil)
+	if err != nil || flags>>32 != 0 {
+		return fuse.EINVAL
+	}
+	switch err := s.process().SetDEPPolicy(uint32(flags)); {
+	case errors.Is(err, process.NotSupported):
+		return fuse.Status(syscall.EOPNOTSUPP)
+	case errors.Is(err, process.AccessDenied):
+		return fuse.EACCES
+	case err != nil:
+		return fuse.EINVAL
+	}
 	return fuse.OK
 }

@@ -157,14 +157,15 @@ const policyFolder = "policy"
 
 func newNXCommand() *cobra.Command {
 	mount := "."
+	lists := map[string]*[]string{"optin": new([]string), "optout": new([]string)}
 	c := &cobra.Command{
 		Use:   "nx [flags] [PATH] [POLICY]",
 		Short: "Show or set the DEP policy of a mount",
 		Long: "nx shows the boot policy for data execution prevention, or sets another one, which holds for the processes\n" +
 			"that are started after it, as a reboot would: AlwaysOn and AlwaysOff for all; OptIn for 64-bit processes,\n" +
 			"programs of the system, images linked with /NXCOMPAT and those of policy/optin; OptOut for all but those of\n" +
-			"policy/optout.",
-		Example:   "  memfs nx /tmp/m\n  memfs nx /tmp/m AlwaysOn",
+			"policy/optout. --optin and --optout put a program on a list, or with a - before its name take it off.",
+		Example:   "  memfs nx /tmp/m\n  memfs nx /tmp/m AlwaysOn\n  memfs nx --optout legacy --optout=-other /tmp/m OptOut",
 		ValidArgs: []string{"OptIn", "OptOut", "AlwaysOn", "AlwaysOff"},
 		RunE: func(c *cobra.Command, args []string) error {
 			path, policy, err := pathAndValue(c, args, mount, func(s string) bool {
@@ -178,8 +179,20 @@ func newNXCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			changed := policy != ""
+			for name, programs := range lists {
+				if len(*programs) > 0 {
+					if err := p.set(policyFolder+"/"+name, strings.Join(*programs, "\n")); err != nil {
+						return err
+					}
+					changed = true
+				}
+			}
 			if policy != "" {
 				return p.set(policyFolder+"/nx", policy)
+			}
+			if changed {
+				return nil
 			}
 			text, err := p.read(policyFolder + "/nx")
 			if err == nil {
@@ -188,6 +201,8 @@ func newNXCommand() *cobra.Command {
 			return err
 		},
 	}
+	c.Flags().StringArrayVar(lists["optin"], "optin", nil, "put `PROGRAM` on the list of OptIn, or take -PROGRAM off")
+	c.Flags().StringArrayVar(lists["optout"], "optout", nil, "the same of OptOut")
 	mountFlag(c, &mount)
 	return c
 }

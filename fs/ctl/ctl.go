@@ -69,7 +69,8 @@ type Mount struct {
 	// OpenPageFile makes a page file, as --pagefile would.
 	OpenPageFile func(spec string) (mm.PageFileConfig, error)
 	// Inject has page files fail; it returns how often they did by the last words. "" ends it. nil: not on this mount.
-	Inject func(faults string) (before uint64, err error)
+	Inject     func(faults string) (before uint64, err error)
+	Violations func() uint64 // executions that DEP has stopped
 	// Processes lists the simulated processes by number.
 	Processes func() []*Process
 	// Owners lists who filled the mount.

@@ -18,10 +18,13 @@ type Process struct {
 // MemoryName is the file of a process's address space, which is neither text nor takes commands.
 const MemoryName = "mem"
 
+// DEP is the control file of a process's DEP state.
+const DEP = "dep"
+
 // PerProcess is the table of the control files of a simulated process, in its folder .proc/NAME.
 var PerProcess = []Entry[*Process]{
 	{Name: "status", Perm: 0444, Help: "what it is, and how much memory it has", Render: processStatus},
-	{Name: "dep", Perm: 0444, Help: "DEP (permanent), DEP, or an empty line", Render: processDEP},
+	{Name: DEP, Perm: 0644, Help: "DEP (permanent), DEP, or an empty line; takes the flags of SetProcessDEPPolicy", Render: processDEP},
 	{Name: "maps", Perm: 0400, Help: "its regions: state, type, protection now and at allocation", Render: processMaps},
 	{Name: "smaps", Perm: 0400, Help: "the same in the form of /proc/PID/smaps: what is resident, dirty, paged out, locked", Render: processSmaps},
 	{Name: "pagemap", Perm: 0400, Help: "one line a page that it has: its PTE, frame, where its copy is", Render: processPages},
@@ -98,6 +101,12 @@ func processes(m *Mount) *Doc {
 // PolicyNX is the file of the DEP boot policy in .proc/policy: it reads as the policy and takes another one, for the
 // processes that are started after it.
 const PolicyNX = "nx"
+
+// PolicyOptIn and PolicyOptOut are the files of the programs for which DEP is on under OptIn and off under OptOut.
+const (
+	PolicyOptIn  = "optin"
+	PolicyOptOut = "optout"
+)
 
 // PolicyArch is the file of the architecture that new processes have whose name does not say: x64, x86 or arm64.
 const PolicyArch = "arch"

@@ -187,6 +187,9 @@ func vmstat(m *Mount) *Doc {
 	line("write_errors", c.WriteErrors)
 	line("commit_refusals", c.CommitRefusals)
 	line("refused_writes", c.RefusedWrites)
+	if m.Violations != nil {
+		line("dep_violations", m.Violations())
+	}
 	return d
 }
 

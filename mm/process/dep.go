@@ -1,6 +1,10 @@
 package process
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+)
 
 // Policy is the DEP policy that the machine was booted with (GetSystemDEPPolicy).
 type Policy uint8
@@ -92,6 +96,20 @@ func (m *Machine) SetOptOut(name string, on bool) {
 	setList(m.optOut, name, on)
 }
 
+// OptIn lists the programs of SetOptIn, OptOut those of SetOptOut, in lower case.
+func (m *Machine) OptIn() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.optIn))
+}
+
+// OptOut lists the programs of SetOptOut.
+func (m *Machine) OptOut() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.optOut))
+}
+
 func setList(list map[string]bool, name string, on bool) {
 	if on {
 		list[strings.ToLower(name)] = true
@@ -172,6 +190,42 @@ func (p *Process) SetExecuteFlags(on, noThunks, permanent bool) error {
 	}
 	p.dep = depState{on: on, permanent: permanent, noThunks: noThunks}
 	return nil
+}
+
+// The MEM_EXECUTE_OPTION_ flags of NtSetInformationProcess(ProcessExecuteFlags).
+const (
+	ExecuteDisable               = 1 // DEP is on
+	ExecuteEnable                = 2 // DEP is off
+	ExecuteDisableThunkEmulation = 4
+	ExecutePermanent             = 8
+)
+
+// ExecuteFlags is NtQueryInformationProcess(ProcessExecuteFlags).
+func (p *Process) ExecuteFlags() (flags uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	flags = ExecuteEnable
+	if p.dep.on {
+		flags = ExecuteDisable
+	}
+	if p.dep.noThunks {
+		flags |= ExecuteDisableThunkEmulation
+	}
+	if p.dep.permanent {
+		flags |= ExecutePermanent
+	}
+	return flags
+}
+
+// SetExecuteOptions is NtSetInformationProcess(ProcessExecuteFlags). InvalidParameter unless exactly one of ExecuteDisable and
+// ExecuteEnable is said; AccessDenied if the state is permanent.
+func (p *Process) SetExecuteOptions(flags uint32) error {
+	const known = ExecuteDisable | ExecuteEnable | ExecuteDisableThunkEmulation | ExecutePermanent
+	on := flags&ExecuteDisable != 0
+	if flags&^known != 0 || on == (flags&ExecuteEnable != 0) {
+		return InvalidParameter
+	}
+	return p.SetExecuteFlags(on, flags&ExecuteDisableThunkEmulation != 0, flags&ExecutePermanent != 0)
 }
 
 // DEP says the state in Process Explorer's words: "DEP (permanent)", "DEP" or nothing.

@@ -1,44 +1,49 @@
 package process
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
 
-// depRules says the rules once more, a row for each case from the most to the least specific; "-" is anything. The first row
-// that fits decides: on or off, and whether for good.
-const depRules = `
-arch   policy     nxcompat system listed   dep  permanent
-arm64  -          -        -      -        on   yes
-x64    AlwaysOff  -        -      -        off  yes
-x64    -          -        -      -        on   yes
-x86    AlwaysOff  -        -      -        off  yes
-x86    AlwaysOn   -        -      -        on   yes
-x86    OptIn      yes      -      -        on   yes
-x86    OptIn      no       yes    -        on   no
-x86    OptIn      no       no     yes      on   no
-x86    OptIn      no       no     no       off  no
-x86    OptOut     yes      -      -        on   yes
-x86    OptOut     no       -      yes      off  no
-x86    OptOut     no       -      no       on   no
-`
-
-func depRule(t *testing.T, facts ...string) (on, permanent bool) {
+// docTable is the rows of a table of docs/dep.md, which states the rules independently of the code.
+func docTable(t *testing.T, name string) (rows [][]string) {
 	t.Helper()
-	rows := strings.Split(strings.TrimSpace(depRules), "\n")[1:]
+	text, err := os.ReadFile("../../docs/dep.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(text), "<!-- table: "+name+" -->\n")
+	if !found {
+		t.Fatalf("docs/dep.md has no table %s", name)
+	}
+	table, _, _ = strings.Cut(table, "\n\n")
+	for _, line := range strings.Split(table, "\n")[2:] {
+		var row []string
+		for _, cell := range strings.Split(strings.Trim(line, "| "), "|") {
+			row = append(row, strings.TrimSpace(cell))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// rule is the first row of a table that fits the facts, without them.
+func rule(t *testing.T, table [][]string, facts ...string) []string {
+	t.Helper()
 next:
-	for _, row := range rows {
-		f := strings.Fields(row)
+	for _, row := range table {
 		for i, fact := range facts {
-			if f[i] != "-" && f[i] != fact {
+			if row[i] != "any" && row[i] != fact {
 				continue next
 			}
 		}
-		return f[5] == "on", f[6] == "yes"
+		return row[len(facts):]
 	}
 	t.Fatalf("no rule for %v", facts)
-	return
+	return nil
 }
 
 func yes(b bool) string {
@@ -53,12 +58,14 @@ var bools = []bool{false, true}
 // TestDEPMatrix: every policy, architecture, image flag and list, and in each state every protection touched in every way.
 func TestDEPMatrix(t *testing.T) {
 	cases := 0
+	start := docTable(t, "start")
 	for _, policy := range []Policy{AlwaysOff, AlwaysOn, OptIn, OptOut} {
 		for _, arch := range []Arch{X64, X86, ARM64} {
 			for _, nx := range bools {
 				for _, system := range bools {
 					for _, listed := range bools {
-						on, permanent := depRule(t, arch.String(), policy.String(), yes(nx), yes(system), yes(listed))
+						r := rule(t, start, arch.String(), policy.String(), yes(nx), yes(system), yes(listed))
+						on, permanent := r[0] == "on", r[1] == "yes"
 						name := fmt.Sprintf("%v %v nxcompat=%v system=%v listed=%v", policy, arch, nx, system, listed)
 						depCase(t, name, policy, Image{Name: "a.EXE", Arch: arch, NXCompat: nx, System: system}, listed, on, permanent)
 						cases++
@@ -96,36 +103,69 @@ func depCase(t *testing.T, name string, policy Policy, i Image, listed, on, perm
 	if (flags != 0) != on || fixed != permanent {
 		t.Errorf("%s: flags %d permanent %v", name, flags, fixed)
 	}
-	is(t, name+": 2 alone", p.SetDEPPolicy(2), InvalidParameter)
-	is(t, name+": unknown flag", p.SetDEPPolicy(4), InvalidParameter)
-	if permanent {
-		is(t, name+": off", p.SetDEPPolicy(0), AccessDenied)
-		is(t, name+": on", p.SetDEPPolicy(1), AccessDenied)
-		touchAll(t, name, p, on)
-		return
-	}
-	is(t, name+": off", p.SetDEPPolicy(0), nil)
-	touchAll(t, name+" off", p, false)
-	is(t, name+": on without thunks", p.SetDEPPolicy(3), nil)
-	if flags, fixed, _ := p.DEPPolicy(); flags != 3 || !fixed || p.DEP() != "DEP (permanent)" {
-		t.Errorf("%s: after 3: flags %d permanent %v", name, flags, fixed)
-	}
-	is(t, name+": off again", p.SetDEPPolicy(0), AccessDenied)
-	touchAll(t, name+" on", p, true)
+	setAll(t, name, m, i, p)
 }
 
-// touchable says which kinds of touch a protection takes: read, write, execute with DEP, execute without.
-var touchable = map[Protection]string{
-	NoAccess: "", ReadOnly: "r  e", ReadWrite: "rw e", Execute: "r xe", ExecuteRead: "r xe", ExecuteReadWrite: "rwxe",
+// setAll has the process, and then more of its kind, call SetProcessDEPPolicy with all flags, and looks what comes of it.
+func setAll(t *testing.T, name string, m *machine, i Image, p *Process) {
+	t.Helper()
+	set := docTable(t, "set")
+	for _, flags := range []uint32{0, 1, 2, 3, 4} {
+		on := strings.HasPrefix(p.DEP(), "DEP")
+		_, fixed, _ := p.DEPPolicy()
+		r := rule(t, set, "32-bit", yes(fixed), fmt.Sprint(flags))
+		err := p.SetDEPPolicy(flags)
+		if code := Error(0); err != nil && !errors.As(err, &code) || fmt.Sprint(uint32(code)) != r[0] {
+			t.Errorf("%s: flags %d: %v, want %s", name, flags, err, r[0])
+		}
+		if r[1] != "as before" {
+			on, fixed = r[1] == "on", r[2] == "yes"
+		}
+		got, permanent, _ := p.DEPPolicy()
+		if (got != 0) != on || permanent != fixed || err == nil && got != flags {
+			t.Errorf("%s: after flags %d: %d, permanent %v", name, flags, got, permanent)
+		}
+		touchAll(t, fmt.Sprintf("%s after flags %d", name, flags), p, on)
+		if err == nil && fixed {
+			m.End(p)
+			if p, err = m.Start(i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// pageRules are the protections of private memory with what docs/dep.md says that they allow.
+func pageRules(t *testing.T) map[Protection]string {
+	all := make(map[Protection]string)
+	for _, row := range docTable(t, "pages") {
+		p, ok := ParseProtection(row[0])
+		if !ok {
+			t.Fatalf("%s is no protection", row[0])
+		}
+		all[p] = row[1]
+	}
+	if len(all) != 6 {
+		t.Fatalf("%d protections", len(all))
+	}
+	return all
 }
 
 func touchAll(t *testing.T, name string, p *Process, dep bool) {
 	t.Helper()
 	base, err := p.Alloc(0, 0x1000, reserveCommit, ReadWrite)
 	is(t, name+": alloc", err, nil)
-	for prot, can := range touchable {
+	for prot, can := range pageRules(t) {
 		_, err := p.Protect(base, 1, prot)
 		is(t, name+": protect", err, nil)
+		if prot != NoAccess {
+			for _, k := range []Kind{Read, Write, Fetch} {
+				_, err := p.Protect(base, 1, prot|Guard)
+				is(t, name+": guard", err, nil)
+				is(t, fmt.Sprintf("%s: %v of guarded %v", name, k, prot), touchOnce(p, k, base+5),
+					&Exception{StatusGuardPageViolation, k, base + 5})
+			}
+		}
 		for k, letter := range map[Kind]string{Read: "r", Write: "w", Fetch: map[bool]string{true: "x", false: "e"}[dep]} {
 			var want error
 			if !strings.Contains(can, letter) {
@@ -136,21 +176,24 @@ func touchAll(t *testing.T, name string, p *Process, dep bool) {
 				want = &Exception{StatusAccessViolation, kind, base + 5}
 			}
 			before := p.Violations()
-			switch k {
-			case Read:
-				err = p.Read(base+5, make([]byte, 1))
-			case Write:
-				err = p.Write(base+5, []byte{1})
-			default:
-				err = p.Execute(base + 5)
-			}
-			is(t, fmt.Sprintf("%s: %v of %v", name, k, prot), err, want)
+			is(t, fmt.Sprintf("%s: %v of %v", name, k, prot), touchOnce(p, k, base+5), want)
 			if counted := p.Violations() - before; (counted == 1) != (k == Fetch && dep && want != nil) {
 				t.Errorf("%s: %v of %v counted as %d violations", name, k, prot, counted)
 			}
 		}
 	}
 	is(t, name+": free", p.Free(base, 0, MemRelease), nil)
+}
+
+// touchOnce touches a byte.
+func touchOnce(p *Process, k Kind, addr uint64) error {
+	switch k {
+	case Read:
+		return p.Read(addr, make([]byte, 1))
+	case Write:
+		return p.Write(addr, []byte{1})
+	}
+	return p.Execute(addr)
 }
 
 func TestDEPFixedAtCreation(t *testing.T) {

@@ -82,6 +82,10 @@ func init() {
 		Row{Name: "GetProcessDEPPolicy", Params: "Process=process?", Do: getDEPPolicy, Help: "DEP state of a 32-bit process"},
 		Row{Name: "SetProcessDEPPolicy", Params: "Flags", Do: setDEPPolicy, Help: "set it"},
 
+		Row{Name: "NtQueryInformationProcess", Params: "ProcessInformationClass", Do: queryExecuteFlags,
+			Help: "ProcessExecuteFlags: the DEP state in MEM_EXECUTE_OPTION_ flags"},
+		Row{Name: "NtSetInformationProcess", Params: "ProcessInformationClass Flags", Do: setExecuteFlags, Help: "set it"},
+
 		Row{Name: "GetLastError", Help: "what the last call that failed left",
 			Do: func(c *Call) error { c.Return(uint64(c.Process.LastError())); return nil }},
 		Row{Name: "SetLastError", Params: "Error", Help: "set it",
@@ -452,6 +456,25 @@ func setDEPPolicy(c *Call) error {
 		return process.InvalidParameter
 	}
 	return c.done(c.Process.SetDEPPolicy(flags))
+}
+
+// processExecuteFlags is the one PROCESSINFOCLASS that is about memory.
+const processExecuteFlags = 0x22
+
+func queryExecuteFlags(c *Call) error {
+	if c.Number("ProcessInformationClass") != processExecuteFlags {
+		return process.InvalidParameter
+	}
+	c.SetHex("ExecuteFlags", uint64(c.Process.ExecuteFlags()))
+	return nil
+}
+
+func setExecuteFlags(c *Call) error {
+	flags, ok := c.Flags("Flags")
+	if !ok || c.Number("ProcessInformationClass") != processExecuteFlags {
+		return process.InvalidParameter
+	}
+	return c.Process.SetExecuteOptions(flags)
 }
 
 func createThread(c *Call) error {

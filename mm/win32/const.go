@@ -15,7 +15,10 @@ var constants = map[string]uint64{
 	"MEM_FREE": 0x10000, "MEM_PRIVATE": 0x20000, "MEM_MAPPED": 0x40000, "MEM_IMAGE": 0x1000000,
 
 	"MemoryRegionInfo": 1, "WRITE_WATCH_FLAG_RESET": 1,
-	"PROCESS_DEP_ENABLE": 1, "PROCESS_DEP_DISABLE_ATL_THUNK_EMULATION": 2,
+	"ProcessExecuteFlags": processExecuteFlags, "MEM_EXECUTE_OPTION_DISABLE": process.ExecuteDisable,
+	"MEM_EXECUTE_OPTION_ENABLE": process.ExecuteEnable, "MEM_EXECUTE_OPTION_PERMANENT": process.ExecutePermanent,
+	"MEM_EXECUTE_OPTION_DISABLE_THUNK_EMULATION": process.ExecuteDisableThunkEmulation,
+	"PROCESS_DEP_ENABLE":                         1, "PROCESS_DEP_DISABLE_ATL_THUNK_EMULATION": 2,
 	"QUOTA_LIMITS_HARDWS_MIN_ENABLE": 1, "QUOTA_LIMITS_HARDWS_MIN_DISABLE": 2,
 	"QUOTA_LIMITS_HARDWS_MAX_ENABLE": 4, "QUOTA_LIMITS_HARDWS_MAX_DISABLE": 8,
 	"VmOfferPriorityVeryLow": 1, "VmOfferPriorityLow": 2, "VmOfferPriorityBelowNormal": 3, "VmOfferPriorityNormal": 4,
