@@ -280,7 +280,11 @@ func (g *Segment) commitView(key uint64, lo, hi uint, budget *uint64) error {
 			return err
 		}
 		for i := lo; i <= hi; i++ {
-			if !s.rec.word(l, i).isCommitted() {
+			switch w := s.rec.word(l, i); {
+			case w.isCommitted():
+			case w.kind() == kindShared: // and goes on showing the file's page
+				s.rec.set(l, i, w|committed)
+			default:
 				s.rec.set(l, i, committed)
 			}
 		}

@@ -167,6 +167,19 @@ func (im *Image) Dynamic() bool {
 // malformed.
 func (im *Image) Relocatable() (bool, error) { return im.fixups != nil, im.fixupErr }
 
+// DLLCharacteristics are the flags of IMAGE_OPTIONAL_HEADER.DllCharacteristics that are about memory.
+func (im *Image) DLLCharacteristics() (flags uint16) {
+	for _, f := range []struct {
+		has  bool
+		flag uint16
+	}{{im.HighEntropy, dllHighEntropy}, {im.DynamicBase, dllDynamicBase}, {im.NXCompat, dllNXCompat}} {
+		if f.has {
+			flags |= f.flag
+		}
+	}
+	return flags
+}
+
 // At finds the subsection of an RVA. ok is false for what lies between them.
 func (im *Image) At(rva uint64) (s Subsection, ok bool) {
 	lo, hi := 0, len(im.Subsections)

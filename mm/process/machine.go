@@ -15,13 +15,16 @@ type Machine struct {
 	shooter  *shooter
 	listener Listener
 	files    Files
-	images   ImageReader // nil = there are no images
 
 	violations atomic.Uint64
 
 	objects sync.Mutex // a leaf lock
 	// +checklocks:objects
 	names map[string]kernelObject
+
+	images sync.Mutex // comes before objects
+	// +checklocks:images
+	areas map[*mm.Segment]*controlArea
 
 	mu sync.Mutex
 	// +checklocks:mu

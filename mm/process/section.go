@@ -41,8 +41,8 @@ type Section struct {
 	pageFile   bool // backed by the page file: file is there for this section only
 	size       uint64
 	protection Protection
-	attributes uint32       // SEC_
-	layout     *ImageLayout // of an image
+	attributes uint32      // SEC_
+	image      *basedImage // at the base that the system has chosen; nil = a data section
 
 	// subsections are the pages, ascending from page 0 and without gaps: one of a data section, more of an image.
 	subsections []Subsection
@@ -57,6 +57,8 @@ type Subsection struct {
 	Page    uint64 // of the segment, that the first one shows
 	// Protection is what an image's pages are mapped with; views of data sections have their own.
 	Protection Protection
+
+	own *imagePages // whose segment it is; nil = a file's
 }
 
 // SectionInfo is what NtQuerySection and the section's control files say.
@@ -71,16 +73,21 @@ type SectionInfo struct {
 	Views      int
 	// Subsections are copied.
 	Subsections []Subsection
+	Image       *ImageInfo // nil = a data section
 }
 
 // Info describes the section at this moment.
 func (s *Section) Info() SectionInfo {
 	s.machine.objects.Lock()
 	defer s.machine.objects.Unlock()
-	return SectionInfo{
+	i := SectionInfo{
 		Name: s.name, Path: s.file.Path(), Size: s.size, Protection: s.protection, Attributes: s.attributes,
 		Handles: s.handles, References: s.refs, Views: s.views, Subsections: append([]Subsection(nil), s.subsections...),
 	}
+	if s.image != nil {
+		i.Image = s.image.info()
+	}
+	return i
 }
 
 // QuerySection is NtQuerySection. InvalidHandle; AccessDenied without the right to ask.
@@ -104,8 +111,10 @@ func (s *Section) PageFileBacked() bool { return s.pageFile }
 
 func (s *Section) destroy() {
 	s.machine.sys.ReleaseRecord(sectionBytes)
-	if s.layout != nil && s.layout.Release != nil {
-		s.layout.Release()
+	if s.image != nil {
+		a := s.image.area
+		s.image.unmap()
+		a.release()
 	}
 	s.machine.dereference(s.file, false)
 }
@@ -312,7 +321,7 @@ func (p *Process) overFile(s *Section, file Handle, size uint64) error {
 		return AccessDenied
 	}
 	if s.attributes&SecImage != 0 {
-		err = p.imageOf(s, f)
+		err = p.imageOf(s, f, size)
 	} else {
 		err = p.dataOf(s, f, size)
 	}
@@ -350,32 +359,25 @@ func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
 // shares says that writers of the memory write what others see.
 func (p Protection) shares() bool { return p&(ReadWrite|ExecuteReadWrite) != 0 }
 
-// ImageReader lays an executable file out as a section: what the loader's part of the memory manager finds in its headers.
-// BadExeFormat for a file that is none. It is called with no lock held.
-type ImageReader func(m *Machine, f File) (*ImageLayout, error)
-
-// ImageLayout is an image as its headers describe it.
-type ImageLayout struct {
-	Base        uint64 // where it would like to lie; 0 = anywhere
-	Size        uint64 // bytes of address space
-	Subsections []Subsection
-	// Release gives back what was made for the layout, such as a segment of pages that the file has nowhere whole.
-	Release func()
-}
-
-// SetImages says how SEC_IMAGE sections are made; without it every file is refused. It is called before the first process
-// starts.
-func (m *Machine) SetImages(r ImageReader) { m.images = r }
-
-// imageOf makes a section of an executable file.
-func (p *Process) imageOf(s *Section, f *openFile) error {
-	if p.machine.images == nil || f.Size() == 0 {
-		return BadExeFormat
-	}
-	l, err := p.machine.images(p.machine, f)
+// imageOf makes a section of an executable file. NotEnoughMemory if it is to be larger than the image.
+func (p *Process) imageOf(s *Section, f *openFile, size uint64) error {
+	a, err := p.openImage(f)
 	if err != nil {
-		return win32(err)
+		return err
 	}
-	s.size, s.subsections, s.layout = l.Size, l.Subsections, l
+	if size > a.layout.Size {
+		a.release()
+		return NotEnoughMemory // STATUS_SECTION_TOO_BIG
+	}
+	b, err := a.mapAt(a.base)
+	if err != nil {
+		a.release()
+		return err
+	}
+	s.attributes |= SecFile
+	s.size, s.image, s.subsections = a.layout.Size, b, b.subsections
+	if size != 0 {
+		s.size = size
+	}
 	return nil
 }

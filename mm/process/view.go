@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"sort"
 
 	"memfs/mm"
 )
@@ -13,6 +14,7 @@ type view struct {
 	section *Section
 	offset  uint64 // bytes
 	pieces  []piece
+	image   *basedImage // nil = of a data section
 }
 
 // piece is the pages of a view that one subsection shows.
@@ -20,18 +22,15 @@ type piece struct {
 	first, last uint64
 	shown       *mm.View
 	segment     *mm.Segment
-	page        uint64 // of the segment, that first shows
-	file        bool   // of the section's file, which real programs may use
+	page        uint64      // of the segment, that first shows
+	file        bool        // of the section's file, which real programs may use
+	own         *imagePages // that the segment is of; nil = none
 }
 
 // at finds the piece that a page lies in.
 func (w *view) at(page uint64) *piece {
-	for i := range w.pieces {
-		if p := &w.pieces[i]; p.first <= page && page <= p.last {
-			return p
-		}
-	}
-	panic("process: a page outside its view")
+	i := sort.Search(len(w.pieces), func(i int) bool { return w.pieces[i].last >= page })
+	return &w.pieces[i]
 }
 
 // reserves says that pages of the view may be reserved only, as their section's are.
@@ -167,11 +166,11 @@ func (s *Section) admits(r *ViewRequest, access uint32, p *Process) error {
 	if need := needs(r.Protection.Base()); access&need != need {
 		return AccessDenied
 	}
-	if s.layout == nil && !s.permits(r.Protection) {
+	if s.image == nil && !s.permits(r.Protection) {
 		return InvalidParameter
 	}
 	end := s.size
-	if s.pageFile || s.layout != nil {
+	if s.pageFile || s.image != nil {
 		end = (end + PageSize - 1) &^ (PageSize - 1)
 	}
 	switch {
@@ -237,12 +236,15 @@ func (p *Process) placeView(s *Section, r *ViewRequest, c *changing, err error) 
 				return nil, 0, NotEnoughMemory
 			}
 		}
+		if s.image != nil && s.image.area.layout.Bits == 32 && first+n > 1<<(32-pageShift) {
+			return nil, 0, NotEnoughMemory
+		}
 	}
 	if most := p.image.Limits.Virtual; most > 0 && old == nil && p.virtual+n > most>>pageShift {
 		return nil, 0, NotEnoughMemory
 	}
 	cache := Protection(0)
-	if s.attributes&SecNoCache != 0 && s.layout == nil {
+	if s.attributes&SecNoCache != 0 && s.image == nil {
 		cache = NoCache
 	} else if s.attributes&SecWriteCombine != 0 {
 		cache = WriteCombine
@@ -250,7 +252,7 @@ func (p *Process) placeView(s *Section, r *ViewRequest, c *changing, err error) 
 	v = newVAD(first, first+n-1, (r.Protection | cache).of(r.Protection|cache))
 	v.kind, v.view, v.replaced = TypeMapped, &view{section: s, offset: r.Offset}, old != nil
 	v.runs[0].attr = attr{committed: true, protection: v.protection}
-	if s.layout != nil {
+	if s.image != nil {
 		v.kind, v.protection = TypeImage, ExecuteWriteCopy
 	}
 	if old != nil {
@@ -264,10 +266,10 @@ func (p *Process) placeView(s *Section, r *ViewRequest, c *changing, err error) 
 // imagePlace is where an image would like to lie, if that is free.
 // +checklocks:p.mu
 func (p *Process) imagePlace(s *Section, r *ViewRequest, n uint64) (first uint64, ok bool) {
-	if s.layout == nil || s.layout.Base == 0 || s.layout.Base%Granularity != 0 {
+	if s.image == nil {
 		return 0, false
 	}
-	base := s.layout.Base + r.Offset
+	base := s.image.base + r.Offset
 	first = base >> pageShift
 	return first, base >= p.low && first+n-1 <= p.high>>pageShift && p.free(first, first+n-1)
 }
@@ -278,7 +280,18 @@ func (p *Process) imagePlace(s *Section, r *ViewRequest, n uint64) (first uint64
 func (p *Process) fillView(v *vad, offset uint64) error {
 	at := v.first
 	skip := offset >> pageShift
-	for _, sub := range v.view.section.subsections {
+	subsections := v.view.section.subsections
+	if i := v.view.section.image; i != nil {
+		err := p.unlocked(func() (err error) {
+			v.view.image, err = i.area.view(v.base() - offset)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		subsections = v.view.image.subsections
+	}
+	for _, sub := range subsections {
 		if skip >= sub.Pages {
 			skip -= sub.Pages
 			continue
@@ -290,7 +303,7 @@ func (p *Process) fillView(v *vad, offset uint64) error {
 		}
 		v.view.pieces = append(v.view.pieces, piece{
 			first: at, last: at + n - 1, shown: shown, segment: sub.Segment, page: sub.Page + skip,
-			file: sub.Segment == v.view.section.file.Segment(),
+			file: sub.Segment == v.view.section.file.Segment(), own: sub.own,
 		})
 		if v.kind == TypeImage {
 			prot := sub.Protection
@@ -358,6 +371,10 @@ func (p *Process) unfill(v *vad) {
 		q.shown.Unmap()
 	}
 	v.view.pieces = nil
+	if i := v.view.image; i != nil {
+		i.unview()
+		v.view.image = nil
+	}
 }
 
 // unplace takes a view's allocation away; a placeholder that it took the place of is there again.
@@ -568,9 +585,13 @@ func (q *piece) offset(addr uint64) int64 {
 	return int64(q.page<<pageShift + (addr - q.first<<pageShift))
 }
 
-// fetch has what real programs have stored in the pages of an access arrive in the segment. Beyond the end of a file that
-// somebody has cut off below its views there are no pages.
+// fetch has what real programs have stored in the pages of an access arrive in the segment, and what an image makes of its
+// file. Beyond the end of a file that somebody has cut off below its views there are no pages.
 func (q *piece) fetch(w *view, addr uint64, n int) error {
+	if q.own != nil {
+		off := uint64(q.offset(addr))
+		return q.own.fill(off>>pageShift, (off+uint64(n)-1)>>pageShift)
+	}
 	if !q.file {
 		return nil // nobody else can have a copy
 	}
@@ -582,6 +603,11 @@ func (q *piece) fetch(w *view, addr uint64, n int) error {
 
 // store writes for all to see, real programs too.
 func (q *piece) store(w *view, addr uint64, data []byte) error {
+	if q.own != nil {
+		if err := q.fetch(w, addr, len(data)); err != nil {
+			return err
+		}
+	}
 	if !q.file {
 		return q.shown.Write(addr, data)
 	}

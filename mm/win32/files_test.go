@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"memfs/mapping"
+	"memfs/mapping/image/imagetest"
 	"memfs/mm"
 	"memfs/mm/process"
 )
@@ -110,16 +111,19 @@ func (f *testFile) settle(change func()) {
 	}
 }
 
-// prepare does a line that makes a file before the dialogue goes on: file "/x" size=0x2000 fill=00.
+// prepare does a line that makes a file before the dialogue goes on: file "/x" size=0x2000 fill=00, or pefile "/x" va=0x1000
+// chars=IMAGE_SCN_MEM_READ data=c3.
 func (t *testFiles) prepare(line string) error {
 	words, err := split(line)
 	if err != nil {
 		return err
 	}
-	if len(words) < 2 || words[0].text != "file" {
+	kind := words[0].text
+	if len(words) < 2 || kind != "file" && kind != "pefile" {
 		return fmt.Errorf("%s is not understood", line)
 	}
 	var size, fill uint64
+	var pe imagetest.Options
 	for _, w := range words[2:] {
 		name, value, _ := strings.Cut(w.text, "=")
 		switch name {
@@ -128,7 +132,7 @@ func (t *testFiles) prepare(line string) error {
 		case "fill":
 			fill, err = number("0x"+value, nil)
 		default:
-			return fmt.Errorf("%s: %s is not understood", line, w.text)
+			err = pe.Set(name, value)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", line, err)
@@ -137,7 +141,11 @@ func (t *testFiles) prepare(line string) error {
 	t.mu.Lock()
 	f := t.make(words[1].text)
 	t.mu.Unlock()
-	if err := f.Write(0, bytes.Repeat([]byte{byte(fill)}, int(size))); err != nil {
+	b := bytes.Repeat([]byte{byte(fill)}, int(size))
+	if kind == "pefile" {
+		b = pe.File()
+	}
+	if err := f.Write(0, b); err != nil {
 		return err
 	}
 	f.Forgotten()

@@ -59,9 +59,6 @@ func TestScenarios(t *testing.T) {
 
 // run plays a scenario in process, and proves all invariants after each line.
 func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
-	if s.Tags["needs"] == "pe" {
-		t.Skip("images are tested where they are read")
-	}
 	m := process.NewMachine(sys, process.OptIn, process.Listener{})
 	files := newTestFiles(sys)
 	m.SetFiles(files)
@@ -78,7 +75,7 @@ func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
 	}
 	for k, v := range s.Tags {
 		switch k {
-		case "arch", "source", "dep", "lfh-primed":
+		case "arch", "source", "dep", "lfh-primed", "needs":
 		default:
 			t.Fatalf("tag %s=%s is not understood", k, v)
 		}
@@ -115,7 +112,7 @@ func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
 		}
 		last = step
 		switch {
-		case strings.HasPrefix(step.Call, "file "):
+		case strings.HasPrefix(step.Call, "file "), strings.HasPrefix(step.Call, "pefile "):
 		case step.Want == "":
 			t.Errorf("%s has no arrow", step.Call)
 		case step.Difference != "":

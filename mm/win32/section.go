@@ -32,6 +32,7 @@ func init() {
 		"FILE_BEGIN": 0, "FILE_CURRENT": 1, "FILE_END": 2,
 
 		"DUPLICATE_CLOSE_SOURCE": process.DuplicateCloseSource, "DUPLICATE_SAME_ACCESS": process.DuplicateSameAccess,
+		"SectionBasicInformation": 0, "SectionImageInformation": 1,
 		"HANDLE_FLAG_INHERIT": process.HandleFlagInherit, "HANDLE_FLAG_PROTECT_FROM_CLOSE": process.HandleFlagProtect,
 	})
 	Register(
@@ -68,7 +69,7 @@ func init() {
 				return c.done(c.Process.FlushView(c.Number("BaseAddress"), c.Number("NumberOfBytesToFlush")))
 			}},
 		Row{Name: "GetMappedFileName", Params: "Address Size?", Do: getMappedFileName, Help: "the file that a view is of"},
-		Row{Name: "NtQuerySection", Params: "Section Class?", Do: querySection, Help: "size and attributes of a section"},
+		Row{Name: "NtQuerySection", Params: "Section Class?", Do: querySection, Help: "size and attributes of a section; SectionImageInformation"},
 
 		Row{Name: "CreateFile", Params: "FileName=string DesiredAccess ShareMode? CreationDisposition? FlagsAndAttributes?",
 			Do: createFile, Help: "open a file of the mount; OPEN_EXISTING unless told otherwise"},
@@ -246,10 +247,29 @@ func querySection(c *Call) error {
 		c.SetHex("Size", i.Size)
 		c.Set("AllocationAttributes", AttributesText(i.Attributes))
 		c.SetHex("MaximumSize", i.Size)
+	case 1: // SectionImageInformation
+		if i.Image == nil {
+			return process.InvalidParameter // STATUS_SECTION_NOT_IMAGE
+		}
+		c.imageInformation(i.Image)
 	default:
 		return process.InvalidParameter
 	}
 	return c.done(nil)
+}
+
+// imageInformation is SECTION_IMAGE_INFORMATION, as far as it is about memory.
+func (c *Call) imageInformation(i *process.ImageInfo) {
+	c.SetHex("TransferAddress", i.Base+i.Entry)
+	c.SetHex("MaximumStackSize", i.StackReserve)
+	c.SetHex("CommittedStackSize", i.StackCommit)
+	c.Set("SubSystemType", i.Subsystem)
+	c.SetHex("Machine", uint64(i.Machine))
+	c.SetHex("DllCharacteristics", uint64(i.DLLCharacteristics()))
+	c.SetBool("ImageContainsCode", i.Code)
+	c.SetBool("ImageDynamicallyRelocated", i.Dynamic())
+	c.SetBool("ImageMappedFlat", i.Flat)
+	c.SetHex("ImageFileSize", uint64(i.FileSize))
 }
 
 func createFile(c *Call) error {

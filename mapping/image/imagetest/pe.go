@@ -4,6 +4,10 @@ package imagetest
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
 )
 
 // The characteristics of a section.
@@ -161,4 +165,65 @@ func RelocBlock(page uint32, entries ...uint16) []byte {
 	_ = binary.Write(&b, binary.LittleEndian, []uint32{page, uint32(8 + 2*len(entries))})
 	_ = binary.Write(&b, binary.LittleEndian, entries)
 	return b.Bytes()
+}
+
+// Options are those of the line that makes a PE file in a dialogue: va= chars= data= imagesize= rawsize=, and what a linker
+// can be told besides: machine= base= dllchars=. Flags are joined by |.
+type Options struct {
+	pe PE
+	s  Section
+}
+
+var sectionChars = map[string]uint32{
+	"IMAGE_SCN_MEM_SHARED": Shared, "IMAGE_SCN_MEM_EXECUTE": Execute, "IMAGE_SCN_MEM_READ": Read, "IMAGE_SCN_MEM_WRITE": Write,
+	"IMAGE_SCN_CNT_CODE": 0x20, "IMAGE_SCN_CNT_INITIALIZED_DATA": 0x40, "IMAGE_SCN_CNT_UNINITIALIZED_DATA": 0x80,
+}
+
+// Set sets one of them.
+func (o *Options) Set(name, value string) error {
+	if name == "data" {
+		b, err := hex.DecodeString(value)
+		o.s.Data = b
+		return err
+	}
+	total := uint64(0)
+	for word := range strings.SplitSeq(value, "|") {
+		n, ok := sectionChars[word]
+		if !ok {
+			v, err := strconv.ParseUint(word, 0, 64)
+			if err != nil {
+				return err
+			}
+			total |= v
+			continue
+		}
+		total |= uint64(n)
+	}
+	switch name {
+	case "va":
+		o.s.RVA = uint32(total)
+	case "chars":
+		o.s.Chars = uint32(total)
+	case "imagesize":
+		o.pe.SizeImage = uint32(total)
+	case "rawsize":
+		o.s.Raw = uint32(total)
+	case "machine":
+		o.pe.Machine = uint16(total)
+	case "base":
+		o.pe.Base = total
+	case "dllchars":
+		o.pe.DLLChars = uint16(total)
+	default:
+		return fmt.Errorf("%s is not understood", name)
+	}
+	return nil
+}
+
+// File is the PE file that they ask for.
+func (o *Options) File() []byte {
+	p, s := o.pe, o.s
+	s.Name = ".test"
+	p.Sections, p.Unpadded = []Section{s}, true
+	return p.Bytes()
 }
