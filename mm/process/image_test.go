@@ -55,9 +55,11 @@ func (m *machine) withFiles(files map[string][]byte) {
 		for _, p := range m.Processes() {
 			m.End(p)
 		}
+		m.images.Lock()
 		if n := len(m.areas); n > 0 {
 			m.t.Errorf("%d images are left when nobody maps one", n)
 		}
+		m.images.Unlock()
 		for _, l := range f.byPath {
 			l.seg.Delete()
 		}
@@ -198,6 +200,13 @@ func TestImageShared(t *testing.T) {
 	is(t, "reserve", errOf(m.Alloc(a+0x10000-0x1000, PageSize, MemReserve, ReadOnly)), InvalidAddress)
 }
 
+// ownPages are the pages of an image that an address shows; nil if they are the file's.
+func (p *Process) ownPages(addr uint64) *imagePages {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.find(addr >> pageShift).view.at(addr >> pageShift).own
+}
+
 func TestImageBases(t *testing.T) {
 	m := newMachine(t, 512, 2048, Image{Arch: X64})
 	file, dynamic := library(0), library(0x40)
@@ -219,12 +228,12 @@ func TestImageBases(t *testing.T) {
 	if n := m.shares("/lib.dll", 1); n != 4 {
 		t.Errorf("a page without addresses is in memory at %d places, want all 4", n)
 	}
-	v := m.find(third >> pageShift)
-	w := other.find(moved >> pageShift)
-	if q, r := v.view.at(third>>pageShift+2), w.view.at(moved>>pageShift+2); q.own == nil || q.own != r.own {
+	const fixed = 2 << pageShift // a page with addresses
+	here, there := m.ownPages(third+fixed), other.ownPages(moved+fixed)
+	if here == nil || here != there {
 		t.Error("at one base, two processes have different pages with addresses")
 	}
-	if q := m.find(second >> pageShift).view.at(second>>pageShift + 2); q.own == v.view.at(third>>pageShift+2).own {
+	if m.ownPages(second+fixed) == here {
 		t.Error("at two bases, pages with addresses are the same")
 	}
 
