@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"memfs/mapping/image/pefile"
 	"memfs/mm/process"
 	"memfs/mm/win32"
 	"memfs/mm/win32/dialogue"
@@ -501,11 +502,16 @@ func otherProcesses(s *dialogue.Scenario) (names []string) {
 
 var fileLine = regexp.MustCompile(`^file\s+"/?([^"]+)"\s+size=(\w+)(?:\s+fill=([0-9a-fA-F]{2}))?$`)
 
+var pefileLine = regexp.MustCompile(`^pefile\s+"/?([^"]+)"((?:\s+\w+=\S+)+)$`)
+
 // prepare makes the file that a line of a script asks for, in the root of the mount.
 func (c *control) prepare(line string) error {
+	if m := pefileLine.FindStringSubmatch(line); m != nil {
+		return c.prepareImage(m[1], strings.Fields(m[2]))
+	}
 	m := fileLine.FindStringSubmatch(line)
 	if m == nil {
-		return fmt.Errorf("%s: not understood; write file \"/NAME\" size=N fill=00", line)
+		return fmt.Errorf("%s: not understood; write file \"/NAME\" size=N fill=00, or pefile \"/NAME\" va=0x1000 chars=IMAGE_SCN_MEM_READ data=c3", line)
 	}
 	size, err := win32.Evaluate(m[2], nil)
 	if err != nil || size > 1<<30 {
@@ -521,7 +527,24 @@ func (c *control) prepare(line string) error {
 	for i := range data {
 		data[i] = byte(fill)
 	}
+	return c.makeFile(m[1], data)
+}
+
+// prepareImage makes a PE file with one section.
+func (c *control) prepareImage(name string, options []string) error {
+	var pe pefile.Options
+	for _, o := range options {
+		key, value, _ := strings.Cut(o, "=")
+		if err := pe.Set(key, value); err != nil {
+			return fmt.Errorf("pefile %q: %s: %w", name, o, err)
+		}
+	}
+	return c.makeFile(name, pe.File())
+}
+
+// makeFile writes a file of the mount.
+func (c *control) makeFile(name string, data []byte) error {
 	return c.within(longTimeout, func() error {
-		return os.WriteFile(filepath.Join(c.dir, "..", filepath.Clean("/"+m[1])), data, 0o644)
+		return os.WriteFile(filepath.Join(c.dir, "..", filepath.Clean("/"+name)), data, 0o644)
 	})
 }

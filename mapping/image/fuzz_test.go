@@ -8,23 +8,23 @@ import (
 	"slices"
 	"testing"
 
-	"memfs/mapping/image/imagetest"
+	"memfs/mapping/image/pefile"
 )
 
 // seeds are files that are images, and some that claim what they do not have.
 func seeds() [][]byte {
-	relocs := slices.Concat(imagetest.RelocBlock(0x1000, 10<<12|8, 3<<12|0xffe, 4<<12|0x20, 0x8000), imagetest.RelocBlock(0x1000, 10<<12))
-	sections := []imagetest.Section{
+	relocs := slices.Concat(pefile.RelocBlock(0x1000, 10<<12|8, 3<<12|0xffe, 4<<12|0x20, 0x8000), pefile.RelocBlock(0x1000, 10<<12))
+	sections := []pefile.Section{
 		{Name: ".text", Chars: rx, Data: bytes.Repeat([]byte{0xc3}, 0x300), Virtual: 0x1100},
-		{Name: ".data", Chars: imagetest.Read | imagetest.Write | imagetest.Shared, Data: []byte("data"), Virtual: 0x10000},
-		{Name: ".reloc", Chars: imagetest.Read, Data: relocs},
+		{Name: ".data", Chars: pefile.Read | pefile.Write | pefile.Shared, Data: []byte("data"), Virtual: 0x10000},
+		{Name: ".reloc", Chars: pefile.Read, Data: relocs},
 	}
 	list := [][]byte{
-		imagetest.PE{Sections: sections, RelocRVA: 0x13000, RelocSize: uint32(len(relocs))}.Bytes(),
-		imagetest.PE{Machine: 0x14c, Sections: sections, RelocRVA: 0x13000, RelocSize: 0x1000}.Bytes(),
-		imagetest.Minimal(0x1000, rx, []byte{0xc3}, 0, 0).Bytes(),
-		imagetest.Minimal(0x1000, rx, []byte{0xc3}, 0x70000000, 0).Bytes(),
-		imagetest.PE{SectionAlign: 0x200, SizeImage: 0x1000, SizeHeaders: 0x200, Sections: []imagetest.Section{{RVA: 0x200, Data: []byte{1}}}}.Bytes(),
+		pefile.PE{Sections: sections, RelocRVA: 0x13000, RelocSize: uint32(len(relocs))}.Bytes(),
+		pefile.PE{Machine: 0x14c, Sections: sections, RelocRVA: 0x13000, RelocSize: 0x1000}.Bytes(),
+		pefile.Minimal(0x1000, rx, []byte{0xc3}, 0, 0).Bytes(),
+		pefile.Minimal(0x1000, rx, []byte{0xc3}, 0x70000000, 0).Bytes(),
+		pefile.PE{SectionAlign: 0x200, SizeImage: 0x1000, SizeHeaders: 0x200, Sections: []pefile.Section{{RVA: 0x200, Data: []byte{1}}}}.Bytes(),
 	}
 	return append(list, tinyELF(64), tinyELF(32))
 }
@@ -209,8 +209,8 @@ func TestDamage(t *testing.T) {
 
 // TestMemory is small files that describe as much memory as they can: they take no more than they have bytes for.
 func TestMemory(t *testing.T) {
-	pe := imagetest.PE{SizeImage: maxImage - 0x10000, Sections: []imagetest.Section{
-		{Name: ".bss", RVA: 0x1000, Chars: imagetest.Read | imagetest.Write, Virtual: maxImage - 0x20000},
+	pe := pefile.PE{SizeImage: maxImage - 0x10000, Sections: []pefile.Section{
+		{Name: ".bss", RVA: 0x1000, Chars: pefile.Read | pefile.Write, Virtual: maxImage - 0x20000},
 	}, RelocRVA: 0x1000, RelocSize: maxImage - 0x20000}.Bytes()
 	elf := tinyELF(64)
 	le.PutUint64(elf[elf64.header+elf64.program+elf64.memsz:], elfTop-0x10000)

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"memfs/mapping/image/imagetest"
+	"memfs/mapping/image/pefile"
 )
 
 func open(b []byte) (*Image, error) { return Open(bytes.NewReader(b), int64(len(b))) }
@@ -51,7 +51,7 @@ func whole(t *testing.T, im *Image, file []byte, delta uint64) []byte {
 	return b
 }
 
-const rx = imagetest.Read | imagetest.Execute
+const rx = pefile.Read | pefile.Execute
 
 // TestProtection is win32.md's table of section characteristics.
 func TestProtection(t *testing.T) {
@@ -59,7 +59,7 @@ func TestProtection(t *testing.T) {
 		noAccess, readOnly, writeCopy         = 0x01, 0x02, 0x08
 		execute, executeRead, executeWriteCpy = 0x10, 0x20, 0x80
 		readWrite, executeReadWrite           = 0x04, 0x40
-		r, w, x, s                            = imagetest.Read, imagetest.Write, imagetest.Execute, imagetest.Shared
+		r, w, x, s                            = pefile.Read, pefile.Write, pefile.Execute, pefile.Shared
 	)
 	for _, c := range []struct{ chars, want uint32 }{
 		{0, noAccess}, {r, readOnly}, {w, writeCopy}, {r | w, writeCopy}, {x, execute}, {r | x, executeRead},
@@ -67,7 +67,7 @@ func TestProtection(t *testing.T) {
 		{s, noAccess}, {s | r, readOnly}, {s | w, readWrite}, {s | r | w, readWrite}, {s | r | w | x, executeReadWrite},
 	} {
 		for _, contents := range []uint32{0, 0x20, 0x40, 0x80} { // IMAGE_SCN_CNT_
-			im := mustOpen(t, imagetest.Minimal(0x1000, c.chars|contents, []byte(".text data"), 0, 0).Bytes())
+			im := mustOpen(t, pefile.Minimal(0x1000, c.chars|contents, []byte(".text data"), 0, 0).Bytes())
 			got, ok := im.At(0x1000)
 			if !ok || got.Protection() != c.want {
 				t.Errorf("characteristics 0x%x: protection 0x%x, want 0x%x", c.chars|contents, got.Protection(), c.want)
@@ -81,13 +81,13 @@ func TestProtection(t *testing.T) {
 
 func TestPELayout(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 0x1234/16+1)[:0x1234]
-	file := imagetest.PE{
+	file := pefile.PE{
 		Base: 0x140000000, Entry: 0x1010, DLLChars: dllNXCompat | dllDynamicBase | dllHighEntropy, StackReserve: 0x200000,
-		Sections: []imagetest.Section{
+		Sections: []pefile.Section{
 			{Name: ".text", Chars: rx, Data: data},
-			{Name: ".data", Chars: imagetest.Read | imagetest.Write, Data: []byte("initialised"), Virtual: 0x5000},
-			{Name: ".bss", Chars: imagetest.Read | imagetest.Write, Virtual: 0x2345},
-			{Name: ".rsrc", Chars: imagetest.Read, Data: []byte("more than its size"), Virtual: 4},
+			{Name: ".data", Chars: pefile.Read | pefile.Write, Data: []byte("initialised"), Virtual: 0x5000},
+			{Name: ".bss", Chars: pefile.Read | pefile.Write, Virtual: 0x2345},
+			{Name: ".rsrc", Chars: pefile.Read, Data: []byte("more than its size"), Virtual: 4},
 		},
 	}.Bytes()
 	im := mustOpen(t, file)
@@ -143,12 +143,12 @@ func TestPELayout(t *testing.T) {
 
 // TestFilePages is an image whose sections lie at pages of the file: those are the file's own.
 func TestFilePages(t *testing.T) {
-	file := imagetest.PE{
+	file := pefile.PE{
 		FileAlign: 0x1000,
-		Sections: []imagetest.Section{
+		Sections: []pefile.Section{
 			{Name: ".text", Chars: rx, Data: bytes.Repeat([]byte{0xcc}, 0x1800)}, // padded to 0x2000, which SizeOfRawData leaves out
-			{Name: ".data", Chars: imagetest.Read | imagetest.Write, Data: bytes.Repeat([]byte{1}, 0x1000), Virtual: 0x3000},
-			{Name: ".end", Chars: imagetest.Read, Data: []byte("the end")},
+			{Name: ".data", Chars: pefile.Read | pefile.Write, Data: bytes.Repeat([]byte{1}, 0x1000), Virtual: 0x3000},
+			{Name: ".end", Chars: pefile.Read, Data: []byte("the end")},
 		},
 		Unpadded: true,
 	}.Bytes()
@@ -172,8 +172,8 @@ func TestFilePages(t *testing.T) {
 
 // TestSectors are sections that begin within a sector: they are read from its start, to the end of one.
 func TestSectors(t *testing.T) {
-	p := imagetest.PE{Sections: []imagetest.Section{
-		{Name: ".odd", RVA: 0x1000, Chars: imagetest.Read, Virtual: 100, Raw: 10, Offset: 64},
+	p := pefile.PE{Sections: []pefile.Section{
+		{Name: ".odd", RVA: 0x1000, Chars: pefile.Read, Virtual: 100, Raw: 10, Offset: 64},
 	}}
 	file := p.Bytes()
 	im := mustOpen(t, file)
@@ -182,7 +182,7 @@ func TestSectors(t *testing.T) {
 		t.Error("what begins at 64 is not mapped as the sector that it is in")
 	}
 	// What begins with a sector ends with SizeOfRawData.
-	file = imagetest.Minimal(0x1000, imagetest.Read, []byte("0123456789"), 0, 4).Bytes()
+	file = pefile.Minimal(0x1000, pefile.Read, []byte("0123456789"), 0, 4).Bytes()
 	b = whole(t, mustOpen(t, file), file, 0)[0x1000:]
 	if string(b[:4]) != "0123" || !bytes.Equal(b[4:], make([]byte, len(b)-4)) {
 		t.Errorf("behind SizeOfRawData there is %q", b[:16])
@@ -191,9 +191,9 @@ func TestSectors(t *testing.T) {
 
 // TestHeaders is what real Windows loads and refuses; most cases are those that Wine's tests of the loader assert.
 func TestHeaders(t *testing.T) {
-	section := func(p imagetest.PE) imagetest.PE {
+	section := func(p pefile.PE) pefile.PE {
 		if p.Sections == nil {
-			p.Sections = []imagetest.Section{{Name: ".text", RVA: 0x1000, Chars: imagetest.Read, Data: make([]byte, 16)}}
+			p.Sections = []pefile.Section{{Name: ".text", RVA: 0x1000, Chars: pefile.Read, Data: make([]byte, 16)}}
 		}
 		return p
 	}
@@ -204,70 +204,70 @@ func TestHeaders(t *testing.T) {
 	none := func([]byte) {}
 	for _, c := range []struct {
 		name  string
-		p     imagetest.PE
+		p     pefile.PE
 		patch func([]byte)
 		want  Status
 	}{
-		{"as linked", imagetest.PE{}, none, 0},
-		{"x86", imagetest.PE{Machine: 0x14c}, none, 0},
-		{"arm64", imagetest.PE{Machine: 0xaa64, DLLChars: dllNXCompat | dllDynamicBase}, none, 0},
-		{"arm64 without NX_COMPAT", imagetest.PE{Machine: 0xaa64, DLLChars: dllDynamicBase}, none, StatusInvalidImageFormat},
-		{"arm64 without DYNAMIC_BASE", imagetest.PE{Machine: 0xaa64, DLLChars: dllNXCompat}, none, StatusInvalidImageFormat},
-		{"not MZ", imagetest.PE{}, patch(0, 0), StatusInvalidImageNotMZ},
-		{"NE", imagetest.PE{}, patch(pe, 'N', 'E'), StatusInvalidImageNEFormat},
-		{"NE for Windows", imagetest.PE{}, func(b []byte) { patch(pe, 'N', 'E')(b); b[pe+0x36] = 2 }, StatusInvalidImageWin16},
-		{"NE for DOS 4", imagetest.PE{}, func(b []byte) { patch(pe, 'N', 'E')(b); b[pe+0x36] = 5 }, StatusInvalidImageProtect},
-		{"LE", imagetest.PE{}, patch(pe, 'L', 'E', 0, 0), StatusInvalidImageLEFormat},
-		{"LX", imagetest.PE{}, patch(pe, 'L', 'X', 0, 0), StatusInvalidImageLEFormat},
-		{"a signature of noise", imagetest.PE{}, patch(pe, 0xef, 0xbe, 0xad, 0xde), StatusInvalidImageProtect},
-		{"e_lfanew behind the file", imagetest.PE{}, patch(0x3c, 0, 0, 0x76, 0x98), StatusInvalidImageProtect},
-		{"e_lfanew at the file's end", imagetest.PE{}, func(b []byte) { binary.LittleEndian.PutUint32(b[0x3c:], uint32(len(b)-20)) }, StatusInvalidImageProtect},
-		{"magic of noise", imagetest.PE{}, patch(opt, 0xad, 0xde), StatusInvalidImageFormat},
-		{"machine of noise", imagetest.PE{}, patch(pe+4, 0xad, 0xde), StatusInvalidImageFormat},
-		{"no machine", imagetest.PE{}, patch(pe+4, 0, 0), StatusInvalidImageFormat},
-		{"x86 with a 64-bit header", imagetest.PE{}, patch(pe+4, 0x4c, 1), StatusInvalidImageFormat},
-		{"x64 with a 32-bit header", imagetest.PE{Machine: 0x14c}, patch(pe+4, 0x64, 0x86), StatusInvalidImageFormat},
-		{"32-bit ARM", imagetest.PE{Machine: 0x14c}, patch(pe+4, 0xc4, 1), StatusInvalidImageFormat},
-		{"not executable", imagetest.PE{Characteristics: 0x2000}, none, StatusInvalidImageFormat},
-		{"no optional header", imagetest.PE{}, func(b []byte) { clear(b[opt : opt+240]); clear(b[pe+20 : pe+22]) }, StatusInvalidImageFormat},
-		{"entry point outside", imagetest.PE{Entry: 0x12345678}, none, 0},
-		{"base in the middle of 64 KiB", imagetest.PE{Base: 0x180001000}, none, StatusInvalidImageFormat},
+		{"as linked", pefile.PE{}, none, 0},
+		{"x86", pefile.PE{Machine: 0x14c}, none, 0},
+		{"arm64", pefile.PE{Machine: 0xaa64, DLLChars: dllNXCompat | dllDynamicBase}, none, 0},
+		{"arm64 without NX_COMPAT", pefile.PE{Machine: 0xaa64, DLLChars: dllDynamicBase}, none, StatusInvalidImageFormat},
+		{"arm64 without DYNAMIC_BASE", pefile.PE{Machine: 0xaa64, DLLChars: dllNXCompat}, none, StatusInvalidImageFormat},
+		{"not MZ", pefile.PE{}, patch(0, 0), StatusInvalidImageNotMZ},
+		{"NE", pefile.PE{}, patch(pe, 'N', 'E'), StatusInvalidImageNEFormat},
+		{"NE for Windows", pefile.PE{}, func(b []byte) { patch(pe, 'N', 'E')(b); b[pe+0x36] = 2 }, StatusInvalidImageWin16},
+		{"NE for DOS 4", pefile.PE{}, func(b []byte) { patch(pe, 'N', 'E')(b); b[pe+0x36] = 5 }, StatusInvalidImageProtect},
+		{"LE", pefile.PE{}, patch(pe, 'L', 'E', 0, 0), StatusInvalidImageLEFormat},
+		{"LX", pefile.PE{}, patch(pe, 'L', 'X', 0, 0), StatusInvalidImageLEFormat},
+		{"a signature of noise", pefile.PE{}, patch(pe, 0xef, 0xbe, 0xad, 0xde), StatusInvalidImageProtect},
+		{"e_lfanew behind the file", pefile.PE{}, patch(0x3c, 0, 0, 0x76, 0x98), StatusInvalidImageProtect},
+		{"e_lfanew at the file's end", pefile.PE{}, func(b []byte) { binary.LittleEndian.PutUint32(b[0x3c:], uint32(len(b)-20)) }, StatusInvalidImageProtect},
+		{"magic of noise", pefile.PE{}, patch(opt, 0xad, 0xde), StatusInvalidImageFormat},
+		{"machine of noise", pefile.PE{}, patch(pe+4, 0xad, 0xde), StatusInvalidImageFormat},
+		{"no machine", pefile.PE{}, patch(pe+4, 0, 0), StatusInvalidImageFormat},
+		{"x86 with a 64-bit header", pefile.PE{}, patch(pe+4, 0x4c, 1), StatusInvalidImageFormat},
+		{"x64 with a 32-bit header", pefile.PE{Machine: 0x14c}, patch(pe+4, 0x64, 0x86), StatusInvalidImageFormat},
+		{"32-bit ARM", pefile.PE{Machine: 0x14c}, patch(pe+4, 0xc4, 1), StatusInvalidImageFormat},
+		{"not executable", pefile.PE{Characteristics: 0x2000}, none, StatusInvalidImageFormat},
+		{"no optional header", pefile.PE{}, func(b []byte) { clear(b[opt : opt+240]); clear(b[pe+20 : pe+22]) }, StatusInvalidImageFormat},
+		{"entry point outside", pefile.PE{Entry: 0x12345678}, none, 0},
+		{"base in the middle of 64 KiB", pefile.PE{Base: 0x180001000}, none, StatusInvalidImageFormat},
 
-		{"too small", imagetest.PE{SizeImage: 0xf70}, none, StatusInvalidImageFormat},
-		{"too small by a page", imagetest.PE{SizeImage: 0x1000, SizeHeaders: 0x200}, none, StatusInvalidImageFormat},
-		{"not whole pages", imagetest.PE{SizeImage: 0x1f00, SizeHeaders: 0x1000}, none, 0},
-		{"just as large", imagetest.PE{SizeImage: 0x1170, SizeHeaders: 0x170}, none, 0},
-		{"larger", imagetest.PE{SizeImage: 0x10000}, none, 0},
-		{"size 0", imagetest.PE{SizeImage: 0xffffffff}, patch(opt+56, 0, 0, 0, 0), StatusInvalidImageFormat},
-		{"of 4 GiB", imagetest.PE{SizeImage: 0xfffff000}, none, StatusInvalidImageFormat},
-		{"headers as large as all", imagetest.PE{SizeImage: 0x2000, SizeHeaders: 0x2000}, none, StatusInvalidImageFormat},
-		{"alignments 0x1000", imagetest.PE{FileAlign: 0x1000}, none, 0},
-		{"SectionAlignment below FileAlignment", imagetest.PE{SectionAlign: 0x200, FileAlign: 0x1000}, none, StatusInvalidImageFormat},
-		{"FileAlignment 0x100", imagetest.PE{FileAlign: 0x100}, none, StatusInvalidImageFormat},
-		{"FileAlignment 0x300", imagetest.PE{FileAlign: 0x300}, none, StatusInvalidImageFormat},
-		{"alignments 0", imagetest.PE{}, patch(opt+32, 0, 0, 0, 0, 0, 0, 0, 0), StatusInvalidImageFormat},
-		{"SectionAlignment 0x10000", imagetest.PE{SectionAlign: 0x10000, SizeImage: 0x20000, Sections: []imagetest.Section{{RVA: 0x10000, Data: make([]byte, 16)}}}, none, 0},
-		{"optional header of upack", imagetest.PE{Optional: 0x148}, none, 0},
-		{"97 sections", imagetest.PE{Sections: make([]imagetest.Section, 97)}, none, StatusInvalidImageFormat},
-		{"table behind the file", imagetest.PE{}, patch(pe+20, 0xf0, 0x7f), StatusInvalidFileForSection},
+		{"too small", pefile.PE{SizeImage: 0xf70}, none, StatusInvalidImageFormat},
+		{"too small by a page", pefile.PE{SizeImage: 0x1000, SizeHeaders: 0x200}, none, StatusInvalidImageFormat},
+		{"not whole pages", pefile.PE{SizeImage: 0x1f00, SizeHeaders: 0x1000}, none, 0},
+		{"just as large", pefile.PE{SizeImage: 0x1170, SizeHeaders: 0x170}, none, 0},
+		{"larger", pefile.PE{SizeImage: 0x10000}, none, 0},
+		{"size 0", pefile.PE{SizeImage: 0xffffffff}, patch(opt+56, 0, 0, 0, 0), StatusInvalidImageFormat},
+		{"of 4 GiB", pefile.PE{SizeImage: 0xfffff000}, none, StatusInvalidImageFormat},
+		{"headers as large as all", pefile.PE{SizeImage: 0x2000, SizeHeaders: 0x2000}, none, StatusInvalidImageFormat},
+		{"alignments 0x1000", pefile.PE{FileAlign: 0x1000}, none, 0},
+		{"SectionAlignment below FileAlignment", pefile.PE{SectionAlign: 0x200, FileAlign: 0x1000}, none, StatusInvalidImageFormat},
+		{"FileAlignment 0x100", pefile.PE{FileAlign: 0x100}, none, StatusInvalidImageFormat},
+		{"FileAlignment 0x300", pefile.PE{FileAlign: 0x300}, none, StatusInvalidImageFormat},
+		{"alignments 0", pefile.PE{}, patch(opt+32, 0, 0, 0, 0, 0, 0, 0, 0), StatusInvalidImageFormat},
+		{"SectionAlignment 0x10000", pefile.PE{SectionAlign: 0x10000, SizeImage: 0x20000, Sections: []pefile.Section{{RVA: 0x10000, Data: make([]byte, 16)}}}, none, 0},
+		{"optional header of upack", pefile.PE{Optional: 0x148}, none, 0},
+		{"97 sections", pefile.PE{Sections: make([]pefile.Section, 97)}, none, StatusInvalidImageFormat},
+		{"table behind the file", pefile.PE{}, patch(pe+20, 0xf0, 0x7f), StatusInvalidFileForSection},
 
-		{"gap before", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x2000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"gap between", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1000, Data: make([]byte, 16)}, {RVA: 0x3000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"overlapping", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1000, Data: make([]byte, 0x1800)}, {RVA: 0x2000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"out of order", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x2000, Data: make([]byte, 16)}, {RVA: 0x1000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"over the headers", imagetest.PE{Sections: []imagetest.Section{{RVA: 0x10, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"unaligned", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1010, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"empty section", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1000}}}, none, StatusInvalidImageFormat},
-		{"of 4 GiB virtually", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1000, Virtual: 0xffffffff}}}, none, StatusInvalidImageFormat},
-		{"raw data behind the file", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1000, Virtual: 0x8000, Raw: 0x1000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"raw data of 4 GiB, of which a page counts", imagetest.PE{SizeImage: 0x2000, Sections: []imagetest.Section{{RVA: 0x1000, Virtual: 16, Raw: 0xffffffff, Offset: 0x200}}}, none, StatusInvalidImageFormat},
-		{"raw data beginning behind the file", imagetest.PE{SizeImage: 0x10000, Sections: []imagetest.Section{{RVA: 0x1000, Virtual: 16, Raw: 16, Offset: 0xfffffe00}}}, none, StatusInvalidImageFormat},
-		{"the last sector in part", imagetest.PE{Unpadded: true, SizeImage: 0x2000, Sections: []imagetest.Section{{RVA: 0x1000, Raw: 0x200, Data: make([]byte, 16)}}}, none, 0},
+		{"gap before", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x2000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"gap between", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1000, Data: make([]byte, 16)}, {RVA: 0x3000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"overlapping", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1000, Data: make([]byte, 0x1800)}, {RVA: 0x2000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"out of order", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x2000, Data: make([]byte, 16)}, {RVA: 0x1000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"over the headers", pefile.PE{Sections: []pefile.Section{{RVA: 0x10, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"unaligned", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1010, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"empty section", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1000}}}, none, StatusInvalidImageFormat},
+		{"of 4 GiB virtually", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1000, Virtual: 0xffffffff}}}, none, StatusInvalidImageFormat},
+		{"raw data behind the file", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1000, Virtual: 0x8000, Raw: 0x1000, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"raw data of 4 GiB, of which a page counts", pefile.PE{SizeImage: 0x2000, Sections: []pefile.Section{{RVA: 0x1000, Virtual: 16, Raw: 0xffffffff, Offset: 0x200}}}, none, StatusInvalidImageFormat},
+		{"raw data beginning behind the file", pefile.PE{SizeImage: 0x10000, Sections: []pefile.Section{{RVA: 0x1000, Virtual: 16, Raw: 16, Offset: 0xfffffe00}}}, none, StatusInvalidImageFormat},
+		{"the last sector in part", pefile.PE{Unpadded: true, SizeImage: 0x2000, Sections: []pefile.Section{{RVA: 0x1000, Raw: 0x200, Data: make([]byte, 16)}}}, none, 0},
 
-		{"flat", imagetest.PE{SectionAlign: 0x200, SizeImage: 0x400, SizeHeaders: 0x200, Sections: []imagetest.Section{{RVA: 0x200, Data: make([]byte, 16)}}}, none, 0},
-		{"flat, by bytes", imagetest.PE{SectionAlign: 4, FileAlign: 4, SizeImage: 0x1000, SizeHeaders: 0x40, Sections: []imagetest.Section{}}, none, 0},
-		{"flat, elsewhere in the file", imagetest.PE{SectionAlign: 0x200, SizeImage: 0x800, SizeHeaders: 0x200, Sections: []imagetest.Section{{RVA: 0x400, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
-		{"flat, behind SizeOfImage", imagetest.PE{SectionAlign: 0x200, SizeImage: 0x210, SizeHeaders: 0x200, Sections: []imagetest.Section{{RVA: 0x200, Data: make([]byte, 16), Virtual: 0x10000}}}, none, StatusInvalidImageFormat},
+		{"flat", pefile.PE{SectionAlign: 0x200, SizeImage: 0x400, SizeHeaders: 0x200, Sections: []pefile.Section{{RVA: 0x200, Data: make([]byte, 16)}}}, none, 0},
+		{"flat, by bytes", pefile.PE{SectionAlign: 4, FileAlign: 4, SizeImage: 0x1000, SizeHeaders: 0x40, Sections: []pefile.Section{}}, none, 0},
+		{"flat, elsewhere in the file", pefile.PE{SectionAlign: 0x200, SizeImage: 0x800, SizeHeaders: 0x200, Sections: []pefile.Section{{RVA: 0x400, Data: make([]byte, 16)}}}, none, StatusInvalidImageFormat},
+		{"flat, behind SizeOfImage", pefile.PE{SectionAlign: 0x200, SizeImage: 0x210, SizeHeaders: 0x200, Sections: []pefile.Section{{RVA: 0x200, Data: make([]byte, 16), Virtual: 0x10000}}}, none, StatusInvalidImageFormat},
 	} {
 		b := section(c.p).Bytes()
 		c.patch(b)
@@ -293,8 +293,8 @@ func TestHeaders(t *testing.T) {
 
 // TestFlat is an image with sections smaller than pages: all of it is one piece, as in the file.
 func TestFlat(t *testing.T) {
-	file := imagetest.PE{SectionAlign: 0x200, SizeImage: 0x2400, SizeHeaders: 0x200, DLLChars: dllDynamicBase, Sections: []imagetest.Section{
-		{RVA: 0x200, Chars: imagetest.Read, Data: bytes.Repeat([]byte{7}, 0x1234)},
+	file := pefile.PE{SectionAlign: 0x200, SizeImage: 0x2400, SizeHeaders: 0x200, DLLChars: dllDynamicBase, Sections: []pefile.Section{
+		{RVA: 0x200, Chars: pefile.Read, Data: bytes.Repeat([]byte{7}, 0x1234)},
 	}}.Bytes()
 	im := mustOpen(t, file)
 	if len(im.Subsections) != 1 || im.Subsections[0].Protection() != 0x80 || im.Subsections[0].Size != 0x3000 {
@@ -315,17 +315,17 @@ func TestFixups(t *testing.T) {
 		data[i] = byte(i*7 + i>>8)
 	}
 	relocs := slices.Concat(
-		imagetest.RelocBlock(0x3000, 10<<12|0xffc), // out of order, and across pages
-		imagetest.RelocBlock(0x1000, 10<<12|0x10, 3<<12|0x20, 1<<12|0x30, 2<<12|0x40, 4<<12|0x50, 0x9234, 0, 3<<12|0xffd, 10<<12|0xfff),
-		imagetest.RelocBlock(0x2100, 3<<12|0xf80), // the block is not at a page: 0x3080
+		pefile.RelocBlock(0x3000, 10<<12|0xffc), // out of order, and across pages
+		pefile.RelocBlock(0x1000, 10<<12|0x10, 3<<12|0x20, 1<<12|0x30, 2<<12|0x40, 4<<12|0x50, 0x9234, 0, 3<<12|0xffd, 10<<12|0xfff),
+		pefile.RelocBlock(0x2100, 3<<12|0xf80), // the block is not at a page: 0x3080
 	)
 	build := func(relocs []byte) []byte {
-		return imagetest.PE{
+		return pefile.PE{
 			Base: 0x180000000, DLLChars: dllDynamicBase,
-			Sections: []imagetest.Section{
+			Sections: []pefile.Section{
 				{Name: ".text", Chars: rx, Data: data},
-				{Name: ".rdata", Chars: imagetest.Read, Data: make([]byte, 0x1000)},
-				{Name: ".reloc", Chars: imagetest.Read, Data: relocs, Virtual: 0x1000},
+				{Name: ".rdata", Chars: pefile.Read, Data: make([]byte, 0x1000)},
+				{Name: ".reloc", Chars: pefile.Read, Data: relocs, Virtual: 0x1000},
 			},
 			RelocRVA: 0x5000, RelocSize: uint32(len(relocs)),
 		}.Bytes()
@@ -390,9 +390,9 @@ func TestFixups(t *testing.T) {
 		"a block of 4 bytes":         {0, 0x10, 0, 0, 4, 0, 0, 0},
 		"a block larger than all":    {0, 0x10, 0, 0, 0xff, 0xff, 0, 0},
 		"a block of odd size":        {0, 0x10, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0},
-		"an unknown kind":            imagetest.RelocBlock(0x1000, 9<<12|4),
-		"a place outside of all":     imagetest.RelocBlock(0x80000000, 10<<12|4),
-		"a place behind SizeOfImage": imagetest.RelocBlock(0x6000, 10<<12|4),
+		"an unknown kind":            pefile.RelocBlock(0x1000, 9<<12|4),
+		"a place outside of all":     pefile.RelocBlock(0x80000000, 10<<12|4),
+		"a place behind SizeOfImage": pefile.RelocBlock(0x6000, 10<<12|4),
 	} {
 		b := build(bad)
 		im := mustOpen(t, b) // at its base nobody looks
@@ -406,7 +406,7 @@ func TestFixups(t *testing.T) {
 			t.Errorf("%s, at its base: %v", name, err)
 		}
 	}
-	stripped := mustOpen(t, imagetest.PE{NoFixups: true, DLLChars: dllDynamicBase, Sections: []imagetest.Section{{Chars: rx, Data: []byte{0xc3}}}}.Bytes())
+	stripped := mustOpen(t, pefile.PE{NoFixups: true, DLLChars: dllDynamicBase, Sections: []pefile.Section{{Chars: rx, Data: []byte{0xc3}}}}.Bytes())
 	if yes, err := stripped.Relocatable(); yes || err != nil || stripped.Dynamic() {
 		t.Errorf("without relocations: relocatable is %v, %v", yes, err)
 	}

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"memfs/mapping/image"
-	"memfs/mapping/image/imagetest"
+	"memfs/mapping/image/pefile"
 	"memfs/mm"
 )
 
@@ -115,14 +115,14 @@ func library(dllChars uint16) []byte {
 	for i := range code {
 		code[i] = byte(i>>12*16 + i%13)
 	}
-	relocs := append(imagetest.RelocBlock(0x2000, 10<<12|0x10, 10<<12|0xffc), imagetest.RelocBlock(0x7000, 10<<12|8)...)
-	return imagetest.PE{
+	relocs := append(pefile.RelocBlock(0x2000, 10<<12|0x10, 10<<12|0xffc), pefile.RelocBlock(0x7000, 10<<12|8)...)
+	return pefile.PE{
 		FileAlign: 0x1000, DLLChars: dllChars, RelocRVA: 0xC000, RelocSize: uint32(len(relocs)),
-		Sections: []imagetest.Section{
-			{Name: ".text", Chars: imagetest.Read | imagetest.Execute, Data: code},
-			{Name: ".data", Chars: imagetest.Read | imagetest.Write, Data: bytes.Repeat([]byte{7}, 0x1000), Virtual: 0x3000},
-			{Name: ".shared", Chars: imagetest.Read | imagetest.Write | imagetest.Shared, Data: []byte("together"), Virtual: 0x2000},
-			{Name: ".reloc", Chars: imagetest.Read, Data: relocs},
+		Sections: []pefile.Section{
+			{Name: ".text", Chars: pefile.Read | pefile.Execute, Data: code},
+			{Name: ".data", Chars: pefile.Read | pefile.Write, Data: bytes.Repeat([]byte{7}, 0x1000), Virtual: 0x3000},
+			{Name: ".shared", Chars: pefile.Read | pefile.Write | pefile.Shared, Data: []byte("together"), Virtual: 0x2000},
+			{Name: ".reloc", Chars: pefile.Read, Data: relocs},
 		},
 	}.Bytes()
 }
@@ -256,11 +256,11 @@ func TestImageBases(t *testing.T) {
 
 // TestImageRefused: what is no image, or none for the process.
 func TestImageRefused(t *testing.T) {
-	arm := imagetest.PE{Machine: 0xaa64, DLLChars: 0x140, Sections: []imagetest.Section{{Chars: imagetest.Read, Data: []byte{1}}}}.Bytes()
-	badRelocs := imagetest.PE{
-		Sections: []imagetest.Section{{Chars: imagetest.Read, Data: []byte{0, 0x10, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0}}}, RelocRVA: 0x1000, RelocSize: 12,
+	arm := pefile.PE{Machine: 0xaa64, DLLChars: 0x140, Sections: []pefile.Section{{Chars: pefile.Read, Data: []byte{1}}}}.Bytes()
+	badRelocs := pefile.PE{
+		Sections: []pefile.Section{{Chars: pefile.Read, Data: []byte{0, 0x10, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0}}}, RelocRVA: 0x1000, RelocSize: 12,
 	}.Bytes()
-	x86 := imagetest.PE{Machine: 0x14c, Base: 0x70000000, Sections: []imagetest.Section{{Chars: imagetest.Read, Data: []byte{1}}}}.Bytes()
+	x86 := pefile.PE{Machine: 0x14c, Base: 0x70000000, Sections: []pefile.Section{{Chars: pefile.Read, Data: []byte{1}}}}.Bytes()
 	for _, arch := range []Arch{X64, X86, ARM64} {
 		m := newMachine(t, 128, 256, Image{Arch: arch})
 		m.withFiles(map[string][]byte{
@@ -311,7 +311,7 @@ func TestImageOnce(t *testing.T) {
 	for _, align := range []uint32{0x1000, 0x200} { // its pages are the file's, and of the image
 		t.Run(fmt.Sprintf("FileAlignment 0x%x", align), func(t *testing.T) {
 			m := newMachine(t, 8192, 8192, Image{Arch: X64})
-			file := imagetest.PE{FileAlign: align, SectionAlign: 0x1000, Sections: []imagetest.Section{{Chars: imagetest.Read | imagetest.Execute, Data: code}}}.Bytes()
+			file := pefile.PE{FileAlign: align, SectionAlign: 0x1000, Sections: []pefile.Section{{Chars: pefile.Read | pefile.Execute, Data: code}}}.Bytes()
 			m.withFiles(map[string][]byte{"/big.dll": file})
 			before := m.sys.Snapshot()
 			var processes []*Process
@@ -346,14 +346,14 @@ func TestImageOnce(t *testing.T) {
 // TestImagePressure has processes load one image at once, at its base and elsewhere, on a machine that cannot hold half of it.
 func TestImagePressure(t *testing.T) {
 	m := newMachine(t, 48, 4096, Image{Arch: X64})
-	relocs := imagetest.RelocBlock(0x3000, 10<<12|0xffd, 10<<12|0x100)
+	relocs := pefile.RelocBlock(0x3000, 10<<12|0xffd, 10<<12|0x100)
 	data := make([]byte, 0x60000)
 	for i := range data {
 		data[i] = byte(i*31 + i>>9)
 	}
-	file := imagetest.PE{
+	file := pefile.PE{
 		RelocRVA: 0x61000, RelocSize: uint32(len(relocs)),
-		Sections: []imagetest.Section{{Chars: imagetest.Read | imagetest.Execute, Data: data}, {Chars: imagetest.Read, Data: relocs}},
+		Sections: []pefile.Section{{Chars: pefile.Read | pefile.Execute, Data: data}, {Chars: pefile.Read, Data: relocs}},
 	}.Bytes()
 	m.withFiles(map[string][]byte{"/lib.dll": file})
 	var wg sync.WaitGroup

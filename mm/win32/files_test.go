@@ -7,7 +7,7 @@ import (
 	"sync"
 
 	"memfs/mapping"
-	"memfs/mapping/image/imagetest"
+	"memfs/mapping/image/pefile"
 	"memfs/mm"
 	"memfs/mm/process"
 )
@@ -123,7 +123,7 @@ func (t *testFiles) prepare(line string) error {
 		return fmt.Errorf("%s is not understood", line)
 	}
 	var size, fill uint64
-	var pe imagetest.Options
+	var pe pefile.Options
 	for _, w := range words[2:] {
 		name, value, _ := strings.Cut(w.text, "=")
 		switch name {

@@ -1,5 +1,5 @@
-// Package imagetest writes PE files for tests: as small as they can be, and as wrong as the test wants them.
-package imagetest
+// Package pefile writes PE files: as small as they can be, and as wrong as a test or a dialogue wants them.
+package pefile
 
 import (
 	"bytes"
