@@ -98,6 +98,14 @@ func processes(m *Mount) *Doc {
 	return d
 }
 
+// PolicyHelp is what the files of .proc/policy are for.
+var PolicyHelp = [][2]string{
+	{PolicyNX, "the DEP policy of processes that are started from now on: OptIn, OptOut, AlwaysOn, AlwaysOff"},
+	{PolicyOptIn, "programs that have DEP under OptIn, a name a line; -NAME takes one off"},
+	{PolicyOptOut, "programs that have none under OptOut"},
+	{PolicyArch, "what a process is whose name does not say: x64, x86, arm64"},
+}
+
 // PolicyNX is the file of the DEP boot policy in .proc/policy: it reads as the policy and takes another one, for the
 // processes that are started after it.
 const PolicyNX = "nx"

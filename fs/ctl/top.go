@@ -406,6 +406,16 @@ func helpRows() iter.Seq[[]Value] {
 				return
 			}
 		}
+		for _, e := range PerProcess {
+			if !row(e.Perm, "PROCESS/"+e.Name, e.Help) {
+				return
+			}
+		}
+		for _, e := range PolicyHelp {
+			if !row(0644, "policy/"+e[0], e[1]) {
+				return
+			}
+		}
 	}
 }
 
