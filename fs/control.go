@@ -127,6 +127,9 @@ type controlHandle struct {
 	// Of a ctl: what has been answered and not yet read.
 	// +checklocks:mu
 	answer []byte
+	// replay is a list of faults that is being written.
+	// +checklocks:mu
+	replay ctl.Replay
 	// fresh says that answer is what another handle's commands were answered; the first write drops it.
 	// +checklocks:mu
 	fresh bool
@@ -817,10 +820,7 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 		env.Untrusted = in.Uid != 0 && in.Uid != uint32(os.Geteuid())
 		answer, failed = ctl.Execute(ctl.ManagerVerbs, c.mount, data, env)
 	case controlFileRow:
-		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Files: func(f func(ctl.File)) uint64 {
-			f(controlled{h.node.real.section, h.node.real})
-			return 0
-		}}, data, c.env)
+		answer, failed = c.fileCommands(h, data)
 	case controlDirRow:
 		caller := in.Caller
 		answer, failed = ctl.Execute(ctl.FileVerbs, &ctl.Target{Dir: true, Files: func(f func(ctl.File)) uint64 {
@@ -903,7 +903,52 @@ func (c *controlTree) keepAnswer(n *controlNode, fh uint64, answer []byte) {
 	c.last[id] = lastAnswer{fh, newestLines(answer, maxAnswer)}
 }
 
-func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status { return fuse.OK }
+// flush ends a list of faults whose last line has no end.
+func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h := c.handle(in.Fh)
+	if h == nil || h.node.kind != controlFileRow || !h.node.isCtl() {
+		return fuse.OK
+	}
+	if answer, failed, ok := c.replay(h, nil, true); ok && len(answer) > 0 {
+		c.keepAnswer(&h.node, in.Fh, answer)
+		h.push(answer)
+		return fuse.Status(failed)
+	}
+	return fuse.OK
+}
+
+// fileCommands is a write to a file's ctl: commands, or a list of faults to be replayed.
+func (c *controlTree) fileCommands(h *controlHandle, data []byte) ([]byte, syscall.Errno) {
+	if answer, failed, ok := c.replay(h, data, false); ok {
+		return answer, failed
+	}
+	return ctl.Execute(ctl.FileVerbs, fileTarget(h.node.real), data, c.env)
+}
+
+// replay is the part of fileCommands and flush that is about a list of faults; ok is false if that is not what is being
+// written. Writes to one handle at the same time are pieces of one list in no order: they get what they deserve.
+func (c *controlTree) replay(h *controlHandle, data []byte, last bool) (answer []byte, failed syscall.Errno, ok bool) {
+	h.mu.Lock()
+	r := h.replay
+	h.replay = ctl.Replay{}
+	h.mu.Unlock()
+	if !r.Takes(data) {
+		return nil, 0, false
+	}
+	answer, failed = r.Write(fileTarget(h.node.real), data, last, c.env)
+	h.mu.Lock()
+	h.replay = r
+	h.mu.Unlock()
+	return answer, failed, true
+}
+
+// fileTarget is one file, to be steered.
+func fileTarget(n *node) *ctl.Target {
+	return &ctl.Target{Files: func(f func(ctl.File)) uint64 {
+		f(controlled{n.section, n})
+		return 0
+	}}
+}
 
 func (c *controlTree) fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return fuse.OK }
 

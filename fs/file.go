@@ -110,6 +110,7 @@ func (n *node) read(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) 
 	}
 	if set != nil {
 		n.fs.owners.read(&in.Caller, set.Soft, set.Hard, set.Size())
+		n.faulted(in, set)
 	}
 	if in.Flags&syscall.O_ACCMODE != syscall.O_WRONLY && in.Flags&syscall.O_NOATIME == 0 {
 		n.accessed()

@@ -28,6 +28,7 @@
 //	program.go  real programs' processes in it
 //	owners.go   who filled the mount
 //	memory.go   the address spaces of processes as files
+//	faults.go   recordings of a file's faults
 //	rule.go     rules for files' pages, as attributes
 //
 // # Node ids

@@ -92,6 +92,8 @@ type node struct {
 	dirtier atomic.Uint64 // thread that last opened it for writing; see owners.go
 	filler  atomic.Uint64 // thread whose write came last
 
+	recording atomic.Pointer[recording] // of its faults; nil is none
+
 	mu sync.Mutex
 	// +checklocks:mu
 	meta metadata
@@ -431,6 +433,7 @@ func (n *node) destroy() {
 	records := n.records
 	n.mu.Unlock()
 	f.sys.ReleaseRecord(records)
+	n.forgetRecording()
 	f.inodes.Add(^uint64(0))
 	switch {
 	case n.section == nil:

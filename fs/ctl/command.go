@@ -56,6 +56,8 @@ type Verb[T any] struct {
 	Words    string // what is written: one word, or two
 	Range    bool   // takes [OFF [LEN]]
 	Size     bool   // takes SIZE
+	Count    int    // takes a number from 1 to Most, which is this if none is given; 0 is none
+	Most     int
 	Digit    int    // takes a number from 0 on, below this; 0 is none
 	Text     string // takes the rest of the line; what help calls it
 	Trusted  bool   // for those alone in whose name the daemon runs
@@ -98,7 +100,7 @@ var FileVerbs = append([]Verb[*Target]{
 		Help: "read pages back from their page files: LEN bytes from OFF on, or to the end of the file"},
 	{Words: "discard", Range: true, Launders: true, Run: discardFiles,
 		Help: "make LEN bytes from OFF on zeros, or all to the end, and give their space back; the size stays"},
-}, ruleVerbs()...)
+}, append(faultVerbs(), ruleVerbs()...)...)
 
 func trimMount(m *Mount, _ Args) ([]Tally, error) {
 	trimmed, err := m.TrimAll()
@@ -269,6 +271,10 @@ func parse[T any](verbs []Verb[T], words []string) (*Verb[T], Args, error) {
 			}
 			return v, Args{Len: -1, Text: strings.Join(args, " ")}, nil
 		}
+		if v.Count > 0 {
+			n, err := parseCount(v.Words, args, v.Count, v.Most)
+			return v, Args{Len: -1, Number: n}, err
+		}
 		if v.Digit > 0 {
 			n, err := parseDigit(v.Words, args, v.Digit)
 			return v, Args{Len: -1, Number: n}, err
@@ -325,6 +331,17 @@ func parseDigit(verb string, args []string, limit int) (int, error) {
 		return 0, invalid("%s wants a number from 0 to %d", verb, limit-1)
 	}
 	return 0, invalid("%s takes one number from 0 to %d, not %s", verb, limit-1, quote(strings.Join(args, " ")))
+}
+
+// parseCount reads the one argument of a command that takes a number up to most; usual if there is none.
+func parseCount(verb string, args []string, usual, most int) (int, error) {
+	if len(args) == 0 {
+		return usual, nil
+	}
+	if n, err := strconv.Atoi(args[0]); len(args) == 1 && err == nil && n > 0 && n <= most {
+		return n, nil
+	}
+	return 0, invalid("%s takes one number from 1 to %d, not %s", verb, most, quote(strings.Join(args, " ")))
 }
 
 // parseSizeArg reads the one argument of a command that takes a size.
@@ -527,6 +544,9 @@ func Help[T any](verbs []Verb[T]) string {
 		}
 		if v.Text != "" {
 			usage += " " + v.Text
+		}
+		if v.Count > 0 {
+			usage += " [N]"
 		}
 		fmt.Fprintf(&b, "%-20s  %s\n", usage, v.Help)
 	}

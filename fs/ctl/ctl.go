@@ -91,6 +91,10 @@ type File interface {
 	Discard(off, n int64) error // n < 0 is to the end
 	Rule() mm.Rule
 	Faults() mm.FaultCounts
+	RecordFaults(most int) error // begins a recording
+	StopFaults() uint64          // ends it, and says how much it has
+	ForgetFaults()
+	FaultLog() FaultLog // nil is none
 	Steered
 }
 

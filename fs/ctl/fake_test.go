@@ -3,6 +3,7 @@ package ctl
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -114,6 +115,26 @@ func (f *fakeFile) Discard(off, n int64) error {
 	return f.err
 }
 func (f *fakeFile) Rule() mm.Rule { return mm.Rule{Priority: 3, NoSwap: true} }
+func (f *fakeFile) RecordFaults(most int) error {
+	f.calls = append(f.calls, fmt.Sprintf("RecordFaults(%d)", most))
+	return f.err
+}
+func (f *fakeFile) StopFaults() uint64 { f.calls = append(f.calls, "StopFaults"); return 2 }
+func (f *fakeFile) ForgetFaults()      { f.calls = append(f.calls, "ForgetFaults") }
+func (f *fakeFile) FaultLog() FaultLog { return fakeLog{} }
+
+// fakeLog is a recording of two faults.
+type fakeLog struct{}
+
+func (fakeLog) Missed() uint64 { return 3 }
+func (fakeLog) Each() iter.Seq[FaultRecord] {
+	return slices.Values([]FaultRecord{
+		{Off: 8192, Len: 131072, Hard: 30, Soft: 2, Pid: 4711, At: 1234567 * time.Nanosecond},
+		{Off: 4096, Len: 4096, Soft: 1, Pid: 4712, At: 3 * time.Second},
+		{Off: 0, Len: 4096, Pid: 4712, At: 4 * time.Second},
+	})
+}
+
 func (f *fakeFile) Faults() mm.FaultCounts {
 	return mm.FaultCounts{DemandZero: 901, Soft: 802, Hard: 703}
 }
@@ -122,7 +143,7 @@ func (f *fakeFile) SetRule(name, value string) (uint64, error) {
 	return 2, f.err
 }
 func (f *fakeFile) Prefetch(off, n int64) (uint64, error) {
-	f.calls = append(f.calls, "Prefetch")
+	f.calls = append(f.calls, fmt.Sprintf("Prefetch %d %d", off, n))
 	return uint64(n+mm.PageSize-1) >> mm.PageShift, f.err
 }
 

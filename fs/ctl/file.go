@@ -13,6 +13,7 @@ var PerFile = []Entry[*RegularFile]{
 	{Name: "pages", Perm: 0444, Help: "one line a page: state, frame, priority, where its copy is, what brought it there", Render: pages, Residency: true},
 	{Name: "map", Perm: 0444, Help: "one character a page, 64 a line", Render: pageMap, Residency: true},
 	{Name: Protection, Perm: 0644, Help: "shows and takes what may be done with the contents: a PAGE_ constant, or inherit"},
+	{Name: "faults", Perm: 0444, Help: "the faults that were recorded, in order; cat it to a ctl to replay it", Render: faultList, Residency: true},
 	{Name: "ctl", Perm: 0600, Help: "takes the file's commands, a line each; write help for the list"},
 }
 
