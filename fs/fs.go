@@ -10,6 +10,7 @@
 //
 //	fs.go       mounting, and the parts of a mount
 //	raw.go      go-fuse's interface: every request goes to a node or to the control tree
+//	timed.go    the same, taking the time
 //	node.go     what every node has: attributes, times, counts, the end of a node
 //	table.go    nodes by id, handles by number
 //	tree.go     names: lookup, create, link, unlink, rename
@@ -147,7 +148,7 @@ func Mount(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := fuse.NewServer(f, mountpoint, f.mountOptions())
+	server, err := fuse.NewServer(timed{f}, mountpoint, f.mountOptions())
 	s := &Server{fs: f, mountpoint: mountpoint, direct: o.DirectMount, done: make(chan struct{})}
 	if err != nil {
 		if f.initFailed(err) {
@@ -237,6 +238,7 @@ type fileSystem struct {
 	nodes   nodeTable
 	handles handleTable
 	owners  ownerTable
+	times   times
 	inodes  atomic.Uint64 // nodes that exist
 	most    atomic.Uint64 // nodes that may exist
 	planned bool          // most goes by the memory

@@ -75,6 +75,10 @@ type Mount struct {
 	Processes func() []*Process
 	// Owners lists who filled the mount.
 	Owners func() []Owner
+	// Resident is the daemon's memory in bytes.
+	Resident func() uint64
+	// Operations are the times of the host's requests, FaultTimes those of READs that faulted.
+	Operations, FaultTimes func() []Timing
 	// FileOf says which file a segment's host is.
 	FileOf func(mm.Host) Place
 }

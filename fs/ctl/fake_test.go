@@ -222,6 +222,13 @@ func testMount() (*Mount, *fakeMachine) {
 				{Kind: "user", Rest: true},
 			}
 		},
+		Resident: func() uint64 { return 77 << 20 },
+		FaultTimes: func() []Timing {
+			h := new(Histogram)
+			h.Add(70 * time.Microsecond)
+			h.Add(2 * time.Second)
+			return []Timing{{"pagefile", h}}
+		},
 		FileOf: func(mm.Host) Place { return Place{Inode: 42, Name: "/a \n file"} },
 	}, m
 }

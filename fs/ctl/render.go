@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"iter"
 	"slices"
@@ -32,6 +33,7 @@ const (
 	kindWord
 	kindFlag
 	kindHundredths
+	kindMicros
 )
 
 // Count is a plain number. KB is a number of bytes that text shows in kB, as /proc/meminfo does (JSON has the bytes).
@@ -51,6 +53,13 @@ func Hundredths(n uint64) Value { return Value{kind: kindHundredths, n: n} }
 func appendHundredths(b []byte, n uint64) []byte {
 	b = append(strconv.AppendUint(b, n/100, 10), '.')
 	return append(b, '0'+byte(n/10%10), '0'+byte(n%10))
+}
+
+// Micros is n/1000000.
+func Micros(n uint64) Value { return Value{kind: kindMicros, n: n} }
+
+func appendMicros(b []byte, n uint64) []byte {
+	return fmt.Appendf(b, "%d.%06d", n/1e6, n%1e6)
 }
 
 // Flag is yes or no.
@@ -76,6 +85,8 @@ func (v Value) appendText(b []byte, width int) []byte {
 		b = strconv.AppendUint(b, v.n, 16)
 	case kindHundredths:
 		b = appendHundredths(b, v.n)
+	case kindMicros:
+		b = appendMicros(b, v.n)
 	case kindWord:
 		b = appendEscaped(b, v.s)
 	case kindFlag:
@@ -116,6 +127,8 @@ func (v Value) appendJSON(b []byte) []byte {
 		return strconv.AppendUint(b, v.n, 10)
 	case kindHundredths:
 		return appendHundredths(b, v.n)
+	case kindMicros:
+		return appendMicros(b, v.n)
 	case kindWord:
 		return appendJSONString(b, v.s)
 	case kindFlag:
@@ -156,6 +169,7 @@ const (
 	layoutTable
 	layoutLines
 	layoutRecords
+	layoutRaw
 )
 
 // Field adds a line "Label:    value unit" as in /proc/meminfo. Without a label it is in the JSON only, without a key
@@ -183,6 +197,11 @@ func (d *Doc) Records(key string, columns []Column, rows iter.Seq[[]Value]) {
 // Lines adds text as it is, a line each; in JSON an array of strings, or nothing without a key.
 func (d *Doc) Lines(key string, lines ...string) {
 	d.parts = append(d.parts, part{layout: layoutLines, key: key, lines: lines})
+}
+
+// Raw adds a line of text as it is, which the caller has escaped.
+func (d *Doc) Raw(line string) {
+	d.parts = append(d.parts, part{layout: layoutRaw, label: line})
 }
 
 // WriteText renders the document as text.
@@ -262,6 +281,8 @@ func (p *printer) text(t *part) {
 				return
 			}
 		}
+	case layoutRaw:
+		p.buf = append(append(p.buf, t.label...), '\n')
 	case layoutTable:
 		p.textTable(t)
 	}

@@ -23,6 +23,7 @@ var Top = []Entry[*Mount]{
 	{Name: "pressure", Perm: 0444, Help: "time lost for want of memory, in the form of /proc/pressure/memory", Render: pressure},
 	{Name: "ps", Perm: 0444, Help: "simulated processes, with the column DEP as Process Explorer has it", Render: processes},
 	{Name: "owners", Perm: 0400, Help: "who filled the mount and who faults: users, their processes that are alive", Render: owners},
+	{Name: "metrics", Perm: 0444, Help: "figures for Prometheus, in its text format", Render: metrics},
 	{Name: "limits", Perm: 0444, Help: "what the memory was divided into", Render: limits},
 	// Proving every invariant takes time and locks of the whole mount: not for everybody.
 	{Name: "check", Perm: 0400, Help: "ok, or a line for each invariant that does not hold", Render: check},
