@@ -68,7 +68,7 @@ const (
 	controlProcessRow                    // a row of ctl.PerProcess
 	controlPolicy                        // .proc/policy
 	controlPolicyRow                     // a row of policyRows
-	controlSelf                          // the link .proc/self
+	controlLink                          // a link of .proc: row 0 is .proc/self, others are noticeKinds
 	controlHeaps                         // row 0 is the folder of a process's heaps, others are rows of ctl.PerHeaps
 	controlHeap                          // row 0 is the folder of one heap, others are rows of ctl.PerHeap
 )
@@ -238,7 +238,7 @@ func (c *controlTree) node(id uint64) (n controlNode, ok bool) {
 	row := int(id >> controlRowBits & controlRowMask)
 	n = controlNode{kind: controlKind(id >> controlKindBits & controlKindMask), row: row >> 1, json: row&1 != 0}
 	switch n.kind {
-	case controlRoot, controlTop, controlPolicy, controlPolicyRow, controlSelf:
+	case controlRoot, controlTop, controlPolicy, controlPolicyRow, controlLink:
 	case controlHeaps, controlHeap:
 		n.heap = int(id & controlRealMask >> heapNumberShift)
 		if n.proc = c.processes.get(id & (1<<heapNumberShift - 1)); n.proc == nil || n.kind == controlHeap && !n.hasHeap() {
@@ -293,11 +293,12 @@ func (n *controlNode) valid() bool {
 	case controlPolicy:
 	case controlPolicyRow:
 		rows = len(policyRows)
-	case controlSelf:
+	case controlLink:
+		rows = 1 + len(noticeKinds)
 	default:
 		return false
 	}
-	return n.row < rows && !(n.json && (n.isDir() || n.isCtl() || n.isMemory() || n.kind == controlSelf))
+	return n.row < rows && !(n.json && (n.isDir() || n.isCtl() || n.isMemory() || n.kind == controlLink))
 }
 
 // enter answers a lookup of n.
@@ -337,7 +338,12 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 		case name == policyName:
 			return controlNode{kind: controlPolicy}, true
 		case name == selfName:
-			return controlNode{kind: controlSelf}, true
+			return controlNode{kind: controlLink}, true
+		}
+		for i, notice := range noticeKinds {
+			if notice.name == name {
+				return controlNode{kind: controlLink, row: 1 + i}, true
+			}
 		}
 		if s := c.processes.find(name); s != nil {
 			return controlNode{kind: controlProcess, proc: s}, true
@@ -507,7 +513,7 @@ func (n *controlNode) controlMode(real uint32) uint32 {
 		return syscall.S_IFDIR | syscall.S_ISVTX | 0777 // everybody may start a process, and end his own
 	case controlProcess, controlPolicy:
 		return syscall.S_IFDIR | 0555
-	case controlSelf:
+	case controlLink:
 		return syscall.S_IFLNK | 0777
 	case controlDir:
 		return syscall.S_IFDIR | real&0555
@@ -665,7 +671,7 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 		return fuse.ENOENT
 	case n.isDir():
 		return fuse.EISDIR
-	case n.kind == controlSelf:
+	case n.kind == controlLink:
 		return fuse.Status(syscall.ELOOP)
 	case gone(n.real):
 		return fuse.ENOENT
@@ -992,7 +998,7 @@ func (c *controlTree) readdir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse
 		switch {
 		case n.isDir():
 			entry.Mode = syscall.S_IFDIR
-		case n.kind == controlSelf:
+		case n.kind == controlLink:
 			entry.Mode = syscall.S_IFLNK
 		}
 		return addEntry(out, entry, plus, nil)
@@ -1021,6 +1027,9 @@ func (c *controlTree) controls(dir *controlNode) []string {
 	switch dir.kind {
 	case controlRoot:
 		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName, policyName, selfName)
+		for _, notice := range noticeKinds {
+			names = append(names, notice.name)
+		}
 		for _, s := range c.processes.all() {
 			names = append(names, s.name)
 		}

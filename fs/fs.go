@@ -11,6 +11,7 @@
 //	fs.go       mounting, and the parts of a mount
 //	raw.go      go-fuse's interface: every request goes to a node or to the control tree
 //	timed.go    the same, taking the time
+//	notices.go  notices of low memory and of plenty
 //	node.go     what every node has: attributes, times, counts, the end of a node
 //	table.go    nodes by id, handles by number
 //	tree.go     names: lookup, create, link, unlink, rename
@@ -239,6 +240,7 @@ type fileSystem struct {
 	handles handleTable
 	owners  ownerTable
 	times   times
+	notices notices
 	inodes  atomic.Uint64 // nodes that exist
 	most    atomic.Uint64 // nodes that may exist
 	planned bool          // most goes by the memory
@@ -297,6 +299,9 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	root.mu.Unlock()
 	f.root = root
 	f.control = newControlTree(f)
+	if err := f.notices.open(); err != nil {
+		return nil, err
+	}
 	return f, nil
 }
 
@@ -411,6 +416,7 @@ func (f *fileSystem) shutdown() {
 			f.opts.Log("launderer: %v", err)
 		}
 	}
+	f.notices.close()
 	f.control.processes.close()
 	f.nodes.each(func(n *node) { n.abandon() })
 	f.deletions.wait()

@@ -348,7 +348,7 @@ func (c *controlTree) rmdir(in *fuse.InHeader, name string) fuse.Status {
 	switch {
 	case !ok:
 		return fuse.ENOENT
-	case n.kind == controlSelf:
+	case n.kind == controlLink:
 		return fuse.ENOTDIR
 	case n.kind != controlProcess || n.proc.program != nil:
 		return fuse.EPERM // a program's process ends when the program does

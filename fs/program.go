@@ -30,14 +30,19 @@ type program struct {
 	once sync.Once
 }
 
-// readlink is the target of .proc/self: the folder of the caller's process, which is started if there is none.
+// readlink is the target of .proc/self: the folder of the caller's process, which is started if there is none; or that of
+// a notice.
 func (c *controlTree) readlink(in *fuse.InHeader) ([]byte, fuse.Status) {
 	n, ok := c.node(in.NodeId)
 	switch {
 	case !ok:
 		return nil, fuse.ENOENT
-	case n.kind != controlSelf:
+	case n.kind != controlLink:
 		return nil, fuse.EINVAL
+	}
+	if n.row > 0 {
+		target, err := c.fs.notices.link(c.fs.sys, n.row-1)
+		return []byte(target), errno(err)
 	}
 	s, st := c.processes.of(in.Pid)
 	if !st.Ok() {

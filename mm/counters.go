@@ -24,10 +24,11 @@ func (s *System) Snapshot() Snapshot {
 	locked := s.locked
 	combined, sharers := s.combined.live, s.combined.refs
 	budget, frames := s.budget, s.pfn.Frames()
+	resource := s.resource()
 	s.pfn.Unlock()
 	n := &s.n
 	snap := Snapshot{
-		Budget: budget, MaxMemory: s.config.MaxMemory,
+		Budget: budget, MaxMemory: s.config.MaxMemory, Resource: resource,
 		Frames: frames, Retired: c.Retired, Zeroed: c.Zeroed, Free: c.Free, Standby: c.Standby, Modified: c.Modified,
 		ModifiedNoWrite: c.ModifiedNoWrite, Transition: c.Transition, Active: c.Active, Bad: c.Bad, RecordFrames: c.Records,
 		HostPages: pages, HostLimit: limit, Views: views, Locked: locked,

@@ -6,6 +6,7 @@ package mm
 type Snapshot struct {
 	Budget    Budget // what the memory is divided into
 	MaxMemory uint64 // bytes; what it may grow to
+	Resource  Resource
 
 	Frames          uint64    // all frames of the arena but the retired ones
 	Zeroed          uint64    // pages on each list

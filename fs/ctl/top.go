@@ -95,6 +95,8 @@ func meminfo(m *Mount) *Doc {
 	pages("MemFree", "mem_free", s.Zeroed+s.Free)
 	// As Linux means it: what can be had without writing anything first.
 	pages("MemAvailable", "mem_available", s.Zeroed+s.Free+standby(&s))
+	pages("LowMark", "low_mark", s.Resource.LowMark) // lowmemory holds while MemAvailable is no more than this
+	pages("HighMark", "high_mark", s.Resource.HighMark)
 	pages("Frames", "frames", s.Frames)
 	pages("Zeroed", "zeroed", s.Zeroed)
 	pages("Free", "free", s.Free)
@@ -374,7 +376,8 @@ func help(*Mount) *Doc {
 		{Head: "File", Key: "file", Width: 20},
 		{Head: "What", Key: "what"},
 	}, helpRows())
-	d.Lines("", "", "In vmstat, nr_, pages_ and psw… count pages, pgpgin and pgpgout kB, the others events; pgfault contains pgmajfault.",
+	d.Lines("", "", "lowmemory and highmemory are pipes for poll(2): they have a line in them for as long as memory is low, or there is plenty.",
+		"In vmstat, nr_, pages_ and psw… count pages, pgpgin and pgpgout kB, the others events; pgfault contains pgmajfault.",
 		"NAME.json beside every NAME but ctl says the same as JSON.",
 		"A name below files/ that itself begins with : and reads like a directory's control has one more : in front.",
 		"map shows one character a page: A active, S standby, M modified, N modified but not to be written,",

@@ -96,14 +96,9 @@ func (m *Machine) Notified(kind NotificationKind) (bool, error) {
 	if !slices.Contains([]NotificationKind{LowMemory, HighMemory}, kind) {
 		return false, InvalidParameter
 	}
-	s := m.sys.Snapshot()
-	available := s.Zeroed + s.Free
-	for _, n := range s.Standby {
-		available += n
-	}
-	low := min(s.Frames/32, 32<<20>>pageShift)
+	r := m.sys.Resource()
 	if kind == LowMemory {
-		return available <= low, nil
+		return r.Low(), nil
 	}
-	return available >= 3*low, nil
+	return r.High(), nil
 }
