@@ -172,6 +172,9 @@ type controlTree struct {
 
 func newControlTree(f *fileSystem) *controlTree {
 	processes := newProcessTable(f.sys, f.opts.UID, f.opts.NX, f.opts.Log)
+	if err := f.startSystem(processes); err != nil {
+		f.opts.Log("no system process: %v", err)
+	}
 	return &controlTree{
 		fs:        f,
 		processes: processes,

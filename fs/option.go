@@ -160,6 +160,12 @@ func (settled) Error() string { return "the process has been used: that is settl
 // change puts a process of a changed image in the place of one that has not been used.
 func (t *processTable) change(s *simulated, f func(*process.Image) error) error {
 	old := s.run.Load()
+	old.mu.Lock()
+	used := old.used
+	old.mu.Unlock()
+	if used {
+		return settled{}
+	}
 	image := old.process.Image()
 	if err := f(&image); err != nil {
 		return err

@@ -259,7 +259,7 @@ func (f *fileSystem) listOwners(processes *processTable) []ctl.Owner {
 			}
 		}
 		for _, s := range processes.all() {
-			if s.owner.Uid == u.UID {
+			if s.owner.Uid == u.UID && !s.system {
 				list = append(list, ctl.Owner{Kind: "simulated", UID: u.UID, Pid: uint64(s.process().ID()), Comm: s.name,
 					Holdings: s.process().Holdings()})
 			}

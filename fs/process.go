@@ -30,6 +30,7 @@ type simulated struct {
 	owner   fuse.Owner
 	born    time.Time
 	program *program // whose it is; nil = nobody's, it ends by rmdir
+	system  bool     // the system process, which never ends
 	raises  raises   // of guard pages, through mappings of its mem
 	run     atomic.Pointer[running]
 }
@@ -350,8 +351,8 @@ func (c *controlTree) rmdir(in *fuse.InHeader, name string) fuse.Status {
 		return fuse.ENOENT
 	case n.kind == controlLink:
 		return fuse.ENOTDIR
-	case n.kind != controlProcess || n.proc.program != nil:
-		return fuse.EPERM // a program's process ends when the program does
+	case n.kind != controlProcess || n.proc.program != nil || n.proc.system:
+		return fuse.EPERM // a program's process ends when the program does, the system's with the mount
 	case n.proc.owner.Uid != in.Uid && !c.steers(&in.Caller):
 		return fuse.EACCES
 	}

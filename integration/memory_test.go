@@ -48,7 +48,7 @@ func TestMemory(t *testing.T) {
 	}) {
 		t.Errorf("after kill -9 %d kB are committed, %d before", now.get(t, "Committed_AS"), before.get(t, "Committed_AS"))
 	}
-	if ps := string(mustRead(t, m.path(".proc/ps"))); strings.Count(ps, "\n") != 1 {
+	if ps := string(mustRead(t, m.path(".proc/ps"))); strings.Count(ps, "\n") != 2 {
 		t.Errorf("ps is\n%s", ps)
 	}
 }

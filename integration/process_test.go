@@ -71,7 +71,7 @@ func TestProcesses(t *testing.T) {
 	if !strings.Contains(maps, "000030000000        65536 MEM_COMMIT  MEM_PRIVATE PAGE_READWRITE") {
 		t.Errorf("maps are\n%s", maps)
 	}
-	if ps := string(mustRead(t, m.path(".proc/ps"))); !strings.Contains(ps, "x64   DEP (permanent)") || strings.Count(ps, "\n") != 5 {
+	if ps := string(mustRead(t, m.path(".proc/ps"))); !strings.Contains(ps, "x64   DEP (permanent)") || strings.Count(ps, "\n") != 6 {
 		t.Errorf("ps is\n%s", ps)
 	}
 

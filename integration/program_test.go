@@ -106,7 +106,7 @@ func TestSelfMany(t *testing.T) {
 	if err != nil || out != "" {
 		t.Errorf("%v\n%s", err, out)
 	}
-	if !within(20*time.Second, func() bool { return strings.Count(string(mustRead(t, m.path(".proc/ps"))), "\n") == 1 }) {
+	if !within(20*time.Second, func() bool { return strings.Count(string(mustRead(t, m.path(".proc/ps"))), "\n") == 2 }) {
 		t.Errorf("programs that have exited are left:\n%s", mustRead(t, m.path(".proc/ps")))
 	}
 	if got := m.counters("meminfo").get(t, "Committed_AS"); got > before+256 {

@@ -55,7 +55,7 @@ func TestVerbsProcesses(t *testing.T) {
 		Processes []struct{ Folder, DEP string }
 	}
 	must(t, json.Unmarshal([]byte(wantVerb(t, in, "^{", "ps", "-o", "json")), &list))
-	if len(list.Processes) != 2 || list.Processes[0].DEP != "DEP (permanent)" || list.Processes[1].DEP != "" {
+	if len(list.Processes) != 3 || list.Processes[0].Folder != "System" || list.Processes[1].DEP != "DEP (permanent)" || list.Processes[2].DEP != "" {
 		t.Errorf("ps as JSON is %+v", list)
 	}
 
@@ -133,7 +133,7 @@ P2: r = VirtualAlloc 0 0x1000 MEM_COMMIT PAGE_READWRITE -> OK
 	if _, diagnostics, status := verb(t, in, "run", script); status != 1 || !strings.Contains(diagnostics, "script:1: VirtualQuery 0\n") {
 		t.Errorf("a script that does not hold: exit status %d, %q", status, diagnostics)
 	}
-	if ps := wantVerb(t, in, "demo", "ps"); strings.Count(ps, "\n") != 3 {
+	if ps := wantVerb(t, in, "demo", "ps"); strings.Count(ps, "\n") != 4 {
 		t.Errorf("scripts left processes behind:\n%s", ps)
 	}
 	wantVerb(t, in, "(?s)frames .*demo.*/s.*demo", "top", "-n", "2", "-d", "100ms")

@@ -71,6 +71,7 @@ func (p *Process) touch(k Kind, addr, size uint64, f func(r part, at, i, n uint6
 	if size == 0 {
 		return nil
 	}
+	p.survey()
 	for {
 		h, stack, err := p.begin(k, addr, size)
 		switch {
@@ -158,7 +159,7 @@ func (p *Process) check(k Kind, addr, first, last uint64) (stack uint64, err err
 		if cur == nil || page > cur.last {
 			cur = p.find(page)
 		}
-		if cur == nil || p.ended {
+		if cur == nil || p.ended || p.regions != nil { // the kernel's memory is closed to programs
 			return 0, &Exception{StatusAccessViolation, kind, at}
 		}
 		i := cur.runAt(page)

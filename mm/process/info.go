@@ -45,10 +45,16 @@ type Counters struct {
 
 // MemoryInfo is GetProcessMemoryInfo, and the sizes of the address space.
 func (p *Process) MemoryInfo() Counters {
+	p.survey()
 	now, peak, faults := p.space.WorkingSet()
 	committed := p.space.Committed() << pageShift
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.regions != nil {
+		n := p.virtual << pageShift
+		peak := p.virtualPeak << pageShift
+		return Counters{WorkingSet: n, PeakWorkingSet: peak, Pagefile: n, PeakPagefile: peak, Private: n, Virtual: n, PeakVirtual: peak, Locked: n}
+	}
 	return Counters{
 		PageFaults: faults, WorkingSet: now << pageShift, PeakWorkingSet: peak << pageShift,
 		Pagefile: committed, PeakPagefile: max(p.commitPeak<<pageShift, committed), Private: committed,

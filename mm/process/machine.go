@@ -106,3 +106,13 @@ func (m *Machine) Processes() []*Process {
 	slices.SortFunc(all, func(a, b *Process) int { return cmp.Compare(a.id, b.id) })
 	return all
 }
+
+// RecordBytes is what the processes' records take.
+func (m *Machine) RecordBytes() (n uint64) {
+	for _, p := range m.Processes() {
+		p.mu.Lock()
+		n += uint64(p.recorded)
+		p.mu.Unlock()
+	}
+	return n
+}

@@ -86,6 +86,8 @@ type Process struct {
 	// +checklocks:mu
 	awe *physicalPages // AllocateUserPhysicalPages; nil = none
 
+	regions func() []SystemRegion // of the system process; nil = of another one
+
 	handles handleTable
 	heaps   processHeaps
 

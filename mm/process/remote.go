@@ -14,7 +14,7 @@ func (p *Process) peek(addr uint64, buf []byte) error {
 	}
 	p.mu.Lock()
 	h := p.acquire(first, last, false)
-	ok := p.reads(first, last)
+	ok := p.regions == nil && p.reads(first, last)
 	p.mu.Unlock()
 	err := error(NoAccessError)
 	if ok {
@@ -112,7 +112,7 @@ func (p *Process) writeMemory(addr uint64, data []byte, first, last uint64) erro
 	}
 	p.mu.Unlock()
 	err := error(NoAccessError)
-	if ok {
+	if ok && p.regions == nil {
 		err = p.copyHeld(addr, uint64(len(data)), func(r part, at, i, n uint64) error {
 			r.copies = r.copies || lift
 			return p.store(r, at, data[i:i+n])

@@ -75,7 +75,8 @@ const tableBase = 0x80_0000_0000
 func (p *Process) Translate(addr uint64) Translation {
 	t := Translation{Address: addr, Arch: p.image.Arch, Frame: -1}
 	table := levels[t.Arch]
-	if addr > p.high {
+	p.survey()
+	if addr > p.high || addr < p.low && p.regions != nil {
 		t.Why = "not a user address: a touch is an access violation"
 		return t
 	}
@@ -132,6 +133,8 @@ func why(a attr, info mm.PageInfo, v *vad) string {
 	switch {
 	case v == nil:
 		return "the address is free: a touch is an access violation"
+	case v.system && v.use != "KUSER_SHARED_DATA":
+		return "the kernel's own memory, in no frame of its own: a touch by a program is an access violation"
 	case v.system:
 		return "the system's shared page: always there, and in no frame of the machine"
 	case v.physical:

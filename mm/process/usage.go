@@ -24,6 +24,10 @@ func (p *Process) Usage() []RegionUsage {
 	all := make([]RegionUsage, len(maps))
 	for i, m := range maps {
 		all[i].Map = m
+		if p.regions != nil {
+			n := m.RegionSize >> pageShift
+			all[i].Usage = Usage{Committed: n, Resident: n, Dirty: n, Locked: n}
+		}
 	}
 	at := 0
 	p.Pages(func(i mm.PageInfo) bool {

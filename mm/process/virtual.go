@@ -373,9 +373,10 @@ type Region struct {
 
 // Query is VirtualQuery: of the page at addr and those after it that are alike. InvalidParameter beyond the address space.
 func (p *Process) Query(addr uint64) (Region, error) {
-	if addr > p.high {
+	if addr > p.high || addr < p.low && p.regions != nil {
 		return Region{}, InvalidParameter
 	}
+	p.survey()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	page := addr >> pageShift
@@ -441,6 +442,7 @@ type Map struct {
 
 // Maps lists the regions that are not free, in order.
 func (p *Process) Maps() (maps []Map) {
+	p.survey()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, v := range p.vads {
