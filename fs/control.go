@@ -871,11 +871,14 @@ func (h *controlHandle) push(answer []byte) {
 	h.answer = newestLines(slices.Concat(h.answer, answer), maxAnswer)
 }
 
-// newestLines copies the last lines of text that together are not longer than limit.
+// newestLines copies the last lines of text that together are not longer than limit; the last one in any case: a process
+// may have read much memory.
 func newestLines(text []byte, limit int) []byte {
 	if len(text) > limit {
-		text = text[len(text)-limit:]
-		text = text[bytes.IndexByte(text, '\n')+1:]
+		last := bytes.LastIndexByte(bytes.TrimSuffix(text, []byte("\n")), '\n') + 1
+		next := len(text) - limit
+		next += bytes.IndexByte(text[next:], '\n') + 1
+		text = text[min(next, last):]
 	}
 	return bytes.Clone(text)
 }

@@ -774,3 +774,16 @@ func TestControlHandles(t *testing.T) {
 	c.forget(node.NodeId)
 	c.forget(top.NodeId)
 }
+
+// TestNewestLines: of many answers the newest are kept; the last one however long it is, as when much memory was read.
+func TestNewestLines(t *testing.T) {
+	long := strings.Repeat("x", 30) + "\n"
+	for _, c := range []struct{ text, want string }{
+		{"", ""}, {"a\nb\n", "a\nb\n"}, {"12345\n67890\nab\n", "67890\nab\n"}, {"a\n" + long, long}, {long, long},
+		{long + "a\n", "a\n"}, {strings.Repeat("x", 30), strings.Repeat("x", 30)}, {"a\n" + strings.Repeat("x", 30), strings.Repeat("x", 30)},
+	} {
+		if got := string(newestLines([]byte(c.text), 10)); got != c.want {
+			t.Errorf("of %q %q is kept, want %q", c.text, got, c.want)
+		}
+	}
+}
