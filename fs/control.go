@@ -729,7 +729,7 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 		if status := sentToUs(n.real); !status.Ok() {
 			return nil, status
 		}
-		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{Stat: controlStat(n.real), File: controlled{n.real.section, n.real}})
+		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{Stat: controlStat(n.real), File: controlled{n.real.section, n.real}, Protection: n.real.protection().String()})
 	case controlDirRow:
 		dir, status := sum(n.real, caller)
 		if !status.Ok() {

@@ -155,7 +155,7 @@ func TestVerbsFiles(t *testing.T) {
 	wantVerb(t, m.dir, "^dir/a: OK read=0\ndir/sub: OK read=0 files=1 skipped=0\n$", "pin", "dir/a", "dir/sub")
 	wantVerb(t, m.dir, `"pinned":true`, "files", "--json", "--sort", "size", "-n", "1")
 	wantVerb(t, m.dir, "^OK trimmed=", "trim")
-	wantVerb(t, m.dir, `(?m)^ +1M +256 +256 .* pin +dir/a$`, "files")
+	wantVerb(t, m.dir, `(?m)^ +1M +256 +256 .* pin +RWX  dir/a$`, "files")
 	wantVerb(t, m.dir, "^OK", "pin", "--off", "dir")
 	wantVerb(t, m.dir, "^OK trimmed=[0-9]+ written=256\n$", "trim", "link")
 	wantVerb(t, m.dir, "^OK written=", "flush", "dir", "--timeout", "1m")

@@ -253,7 +253,14 @@ type fileInfo struct {
 	Priority  uint64 `json:"priority"`
 	Pinned    bool   `json:"pinned"`
 	NoSwap    bool   `json:"noswap"`
+	// Protection is a PAGE_ constant.
+	Protection string `json:"protection"`
 }
+
+// shortProtections are the protections in System Informer's letters.
+var shortProtections = map[string]string{"PAGE_NOACCESS": "NA", "PAGE_READONLY": "R", "PAGE_READWRITE": "RW",
+	"PAGE_WRITECOPY": "WC", "PAGE_EXECUTE": "X", "PAGE_EXECUTE_READ": "RX", "PAGE_EXECUTE_READWRITE": "RWX",
+	"PAGE_EXECUTE_WRITECOPY": "WCX"}
 
 // flags is a file's rule in letters.
 func (f *fileInfo) flags() string {
@@ -341,12 +348,12 @@ func compare(a, b uint64) int {
 
 func filesTable(files []fileInfo) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%9s %9s %9s %9s %9s %9s %9s %4s %-10s %s\n",
-		"Size", "Committed", "Active", "Standby", "Modified", "Paged", "Host", "Prio", "Rule", "File")
+	fmt.Fprintf(&b, "%9s %9s %9s %9s %9s %9s %9s %4s %-10s %-4s %s\n",
+		"Size", "Committed", "Active", "Standby", "Modified", "Paged", "Host", "Prio", "Rule", "Prot", "File")
 	for i := range files {
 		f := &files[i]
-		fmt.Fprintf(&b, "%9s %9d %9d %9d %9d %9d %9d %4d %-10s %s\n", roundSize(f.Size), f.Committed, f.Active, f.Standby,
-			f.Modified, f.Paged, f.Host, f.Priority, f.flags(), printable(f.Path))
+		fmt.Fprintf(&b, "%9s %9d %9d %9d %9d %9d %9d %4d %-10s %-4s %s\n", roundSize(f.Size), f.Committed, f.Active, f.Standby,
+			f.Modified, f.Paged, f.Host, f.Priority, f.flags(), shortProtections[f.Protection], printable(f.Path))
 	}
 	return b.Bytes()
 }

@@ -113,6 +113,7 @@ type Stat struct {
 type RegularFile struct {
 	Stat
 	File
+	Protection string // a PAGE_ constant
 }
 
 // Directory is what the :info of a directory describes: the sums over everything below it.

@@ -60,6 +60,9 @@ func fileInfo(f *RegularFile) *Doc {
 	statFields(d, &f.Stat)
 	infoFields(d, f.Info(), f.Blocks())
 	ruleFields(d, f.Rule())
+	if f.Protection != "" {
+		d.Field("Protection", "protection", Word(f.Protection))
+	}
 	faults := f.Faults()
 	d.Field("DemandZeroFaults", "demand_zero_faults", Count(faults.DemandZero))
 	d.Field("SoftFaults", "soft_faults", Count(faults.Soft))
