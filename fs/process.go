@@ -280,11 +280,14 @@ func (t *processTable) list() (list []*ctl.Process) {
 }
 
 // execute runs the lines of one write. Calls of processes that real programs map wait for the host to send and drop pages,
-// so only so many may run at once then: EBUSY.
+// so only so many may run at once then. Others wait a moment, holding no more than their request, before they are told EBUSY.
 func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (replies []byte, failed syscall.Errno, st fuse.Status) {
 	if slices.ContainsFunc(t.machine.Processes(), (*process.Process).Mapped) {
-		if !gate.TryEnter() {
-			return nil, 0, fuse.EBUSY
+		for tries := 0; !gate.TryEnter(); tries++ {
+			if tries == 100 {
+				return nil, 0, fuse.EBUSY
+			}
+			time.Sleep(time.Millisecond)
 		}
 		defer gate.Leave()
 	}
