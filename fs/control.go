@@ -34,7 +34,7 @@ import (
 //
 // A real name that looks like a control of its directory (":info") has one more colon in front in .proc/files.
 //
-// Nothing here is cached by the host: entries and attributes have time-out 0 and files are FOPEN_DIRECT_IO. A readable
+// Little here is cached by the host: entries and attributes have time-out 0, but for those of .proc itself, and files are FOPEN_DIRECT_IO. A readable
 // file is rendered at open and read from that copy. A ctl is a stream besides: its writes run commands, its reads
 // consume the answers.
 //
@@ -308,6 +308,17 @@ func (n *controlNode) valid() bool {
 func (c *controlTree) enter(n *controlNode, out *fuse.EntryOut) {
 	*out = fuse.EntryOut{NodeId: n.id()}
 	c.fillAttr(n, &out.Attr)
+	out.SetEntryTimeout(n.cacheTime())
+	out.SetAttrTimeout(n.cacheTime())
+}
+
+// cacheTime is how long the host may believe that a node is there and what it is: for ever of .proc itself and its own
+// files, which saves whoever reads one of them ten times a second half of the requests; the others come and go.
+func (n *controlNode) cacheTime() time.Duration {
+	if n.kind == controlRoot || n.kind == controlTop {
+		return cacheTime
+	}
+	return 0
 }
 
 // root answers a lookup of .proc.
@@ -581,6 +592,7 @@ func (c *controlTree) getattr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *f
 	}
 	*out = fuse.AttrOut{}
 	c.fillAttr(&n, &out.Attr)
+	out.SetTimeout(n.cacheTime())
 	return fuse.OK
 }
 

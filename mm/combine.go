@@ -541,7 +541,7 @@ func (r *reading) fetchCombined() (err error) {
 	s := r.g.sys
 	for _, c := range r.combined {
 		n := reading{g: s.combined.seg, first: c.number, last: c.number, set: s.newReadSet(1), sharing: true}
-		n.bounce = func(uint64) []byte { return r.bounce(c.page) }
+		n.bounce = func(uint64) []byte { return r.buffer(c.page) }
 		e := n.do(false)
 		s.pfn.Lock()
 		if l, i := s.rec.leaves.At(s.combined.pages[c.number].leaf), uint(c.number%ViewPages); s.rec.word(l, i).kind() == kindValid {

@@ -18,6 +18,8 @@ type ReadSet struct {
 
 	// Soft and Hard are how many of the pages came back from a list, and from a store.
 	Soft, Hard uint64
+
+	reading reading // that it is made by, which is over when anybody else has it: one allocation less
 }
 
 var readSets = sync.Pool{New: func() any { return new(ReadSet) }}
@@ -31,9 +33,9 @@ func (r *ReadSet) Size() int { return r.size }
 // Done unpins the frames. The slices must not be used afterwards. It may be called once.
 func (r *ReadSet) Done() {
 	r.unpin()
-	clear(r.slices[:cap(r.slices)])
+	clear(r.slices[:len(r.frames)]) // Clip may have made it shorter
 	r.slices, r.frames, r.size = r.slices[:0], r.frames[:0], 0
-	r.Soft, r.Hard = 0, 0
+	r.Soft, r.Hard, r.reading = 0, 0, reading{}
 	readSets.Put(r)
 }
 
@@ -73,7 +75,9 @@ type reading struct {
 	first, last uint64
 	demand      bool // committed pages that were never written get their frames
 	set         *ReadSet
-	bounce      func(page uint64) []byte
+	off         int64                    // of the request, whose answer may go to reply
+	reply       []byte                   // nil: there is none
+	bounce      func(page uint64) []byte // instead of both; nil: there is none
 	runs        []run
 	cached      bool // a READ into the host's cache before its first pass: the host has no copy of these pages
 
@@ -86,33 +90,26 @@ type reading struct {
 // working set. reply is the buffer of the reply, at least n bytes; pages for which no frame is left are read into it and
 // stay paged. It waits for store I/O only. StatusInPageError if a page's copy cannot be read.
 func (g *Segment) Read(off int64, n int, reply []byte) (*ReadSet, error) {
-	g.sys.pressure.enter()
-	defer g.sys.pressure.leave()
+	g.sys.pressure.enter(g.id)
+	defer g.sys.pressure.leave(g.id)
 	g.sys.throttle()
 	return g.read(off, n, reply, true, true)
 }
 
 // ReadPast is Read for a READ that goes past the host's cache (O_DIRECT): the host may have copies of the pages.
 func (g *Segment) ReadPast(off int64, n int, reply []byte) (*ReadSet, error) {
-	g.sys.pressure.enter()
-	defer g.sys.pressure.leave()
+	g.sys.pressure.enter(g.id)
+	defer g.sys.pressure.leave(g.id)
 	g.sys.throttle()
 	return g.read(off, n, reply, true, false)
 }
 
 // read is Read as a part of another request. host says that the host will keep the pages, cached that it has none of them.
 func (g *Segment) read(off int64, n int, reply []byte, host, cached bool) (*ReadSet, error) {
-	r := reading{g: g, first: uint64(off) >> PageShift, last: uint64(off+int64(n)-1) >> PageShift, cached: cached, sharing: true}
-	r.set = g.sys.newReadSet(r.last - r.first + 1)
-	r.bounce = func(page uint64) []byte {
-		at := int64(page)<<PageShift - off
-		if at >= 0 && at+PageSize <= int64(min(n, len(reply))) {
-			if b := reply[at : at+PageSize : at+PageSize]; aligned(b) {
-				return b
-			}
-		}
-		return alignedPage()
-	}
+	first, last := uint64(off)>>PageShift, uint64(off+int64(n)-1)>>PageShift
+	set := g.sys.newReadSet(last - first + 1)
+	r := &set.reading
+	*r = reading{g: g, first: first, last: last, set: set, cached: cached, sharing: true, off: off, reply: reply[:min(n, len(reply))]}
 	if err := r.do(host); err != nil {
 		r.set.Done()
 		return nil, err
@@ -121,6 +118,20 @@ func (g *Segment) read(off int64, n int, reply []byte, host, cached bool) (*Read
 	r.set.skip(int(off % PageSize))
 	r.set.Clip(n)
 	return r.set, nil
+}
+
+// buffer is where a page is read to for which there is no frame: its place in the reply, if that can be used.
+func (r *reading) buffer(page uint64) []byte {
+	if r.bounce != nil {
+		return r.bounce(page)
+	}
+	at := int64(page)<<PageShift - r.off
+	if at >= 0 && at+PageSize <= int64(len(r.reply)) {
+		if b := r.reply[at : at+PageSize : at+PageSize]; aligned(b) {
+			return b
+		}
+	}
+	return alignedPage()
 }
 
 // skip cuts the first n bytes, less than a page, off.
@@ -321,7 +332,6 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 	var soft, holes uint64
 	l := s.rec.leaves.At(id)
 	s.pfn.Lock()
-	defer s.pfn.Unlock()
 	if host {
 		s.mapHost(id, l, pageMask(uint(p%ViewPages), uint(end%ViewPages)))
 	}
@@ -354,11 +364,16 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 			soft += r.passCombined(p, w.number())
 		}
 	}
-	s.n.holeReads.Add(holes)
-	s.n.transitionFaults.Add(soft)
-	s.n.pageFaults.Add(soft)
-	g.faults.soft.Add(soft)
-	r.set.Soft += soft
+	s.pfn.Unlock()
+	if holes > 0 {
+		s.n.holeReads.Add(holes)
+	}
+	if soft > 0 {
+		s.n.transitionFaults.Add(soft)
+		s.n.pageFaults.Add(soft)
+		g.faults.soft.Add(soft)
+		r.set.Soft += soft
+	}
 	return wait
 }
 
@@ -392,7 +407,7 @@ func (r *reading) queue(id uint32, l *leaf, i uint, p uint64) {
 		s.pfn.SetPriority(f, r.g.rule.Priority)
 		buf = s.pfn.Bytes(f)
 	} else {
-		buf = r.bounce(p)
+		buf = r.buffer(p)
 	}
 	s.rec.set(l, i, s.rec.word(l, i).as(kindInIO))
 	if n := len(r.runs); n > 0 {
@@ -523,7 +538,6 @@ func (g *Segment) Prefetch(first, last uint64) (uint64, error) {
 func (g *Segment) prefetchView(lo, hi uint64) (uint64, error) {
 	before := g.sys.n.pagesInput.Load()
 	r := reading{g: g, first: lo, last: hi, set: g.sys.newReadSet(hi - lo + 1), sharing: true}
-	r.bounce = func(uint64) []byte { return alignedPage() }
 	err := r.do(false)
 	s := g.sys
 	// What the read made valid is in no view: out of the working set with it again.

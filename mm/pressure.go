@@ -3,6 +3,7 @@ package mm
 import (
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -10,10 +11,16 @@ import (
 // (Documentation/accounting/psi.rst): some is time in which at least one request waited, full time in which one waited
 // and none got on. A request waits when it reads a page back, waits for another's read, is delayed because the host holds
 // too much, or finds neither frame nor slot.
+//
+// Requests that come and go while none waits cost one atomic count each, in a lane of their segment's: they are all there
+// is for a soft fault besides the fault itself.
 type pressure struct {
+	lanes   [pressureLanes]lane
+	waiting atomic.Int32 // stalled, for those who look without the lock
+
 	mu sync.Mutex
 	// +checklocks:mu
-	active int // requests under way
+	active int // requests under way, as of since
 	// +checklocks:mu
 	stalled int // of which waiting
 	// +checklocks:mu
@@ -24,6 +31,14 @@ type pressure struct {
 	full stallTime
 	// +checklocks:mu
 	averaged time.Time // when the averages were last brought up to date
+}
+
+const pressureLanes = 16
+
+// lane counts requests under way, in a cache line of its own.
+type lane struct {
+	n atomic.Int64
+	_ [56]byte
 }
 
 // stallTime is time lost, and the share of time that this was lately.
@@ -55,23 +70,33 @@ func (p *pressure) advance(now time.Time) {
 	p.since = now
 }
 
-func (p *pressure) change(active, stalled int) {
+// change books the time until now, for what changes from now on.
+func (p *pressure) change(stalled int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stalled > 0 || stalled > 0 { // else no time is lost, whoever comes and goes
-		p.advance(time.Now())
+	p.advance(time.Now())
+	p.active = 0
+	for i := range p.lanes {
+		p.active += int(p.lanes[i].n.Load())
 	}
-	p.active += active
 	p.stalled += stalled
+	p.waiting.Store(int32(p.stalled))
 }
 
-// enter says that a request has begun, leave that it has ended.
-func (p *pressure) enter() { p.change(1, 0) }
-func (p *pressure) leave() { p.change(-1, 0) }
+// enter says that a request of a segment has begun, leave that it has ended.
+func (p *pressure) enter(seg uint32) { p.count(seg, 1) }
+func (p *pressure) leave(seg uint32) { p.count(seg, -1) }
+
+func (p *pressure) count(seg uint32, n int64) {
+	p.lanes[seg%pressureLanes].n.Add(n)
+	if p.waiting.Load() > 0 { // else no time is lost, whoever comes and goes
+		p.change(0)
+	}
+}
 
 // stall says that a request waits for want of memory, resume that it goes on.
-func (p *pressure) stall()  { p.change(0, 1) }
-func (p *pressure) resume() { p.change(0, -1) }
+func (p *pressure) stall()  { p.change(1) }
+func (p *pressure) resume() { p.change(-1) }
 
 // average brings the averages up to date. The balance set manager calls it once a second.
 func (p *pressure) average(now time.Time) {

@@ -213,7 +213,6 @@ func (g *Segment) applyToView(key uint64, r Rule) (read uint64, err error) {
 func (g *Segment) readView(key uint64) (*ReadSet, error) {
 	first := key << viewShift
 	r := reading{g: g, first: first, last: first + ViewPages - 1, set: g.sys.newReadSet(ViewPages)}
-	r.bounce = func(uint64) []byte { return alignedPage() }
 	if err := r.do(false); err != nil {
 		r.set.Done()
 		return nil, err

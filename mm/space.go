@@ -157,7 +157,6 @@ func (p *Space) Touch(first, last uint64) error {
 func (p *Space) fault(first, last uint64) (*ReadSet, error) {
 	p.relieve(last - first + 1)
 	r := reading{g: p.seg, first: first, last: last, demand: true, set: p.seg.sys.newReadSet(last - first + 1)}
-	r.bounce = func(uint64) []byte { return alignedPage() }
 	if err := r.do(false); err != nil {
 		r.set.Done()
 		return nil, err

@@ -9,7 +9,7 @@ const throttleMost = 5 * time.Millisecond
 // throttle delays a request that arrives while the host holds far more of our pages than its share, in small steps while
 // that lasts, and never longer than throttleMost.
 func (s *System) throttle() {
-	if !s.farOverLimit() {
+	if !s.cache.crowded.Load() || !s.farOverLimit() {
 		return
 	}
 	s.pressure.stall()
@@ -26,5 +26,12 @@ func (s *System) throttle() {
 func (s *System) farOverLimit() bool {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	return s.cache.pages+s.cache.leaving > s.cache.limit+s.cache.limit/8+trimViews*ViewPages
+	far := s.cache.far()
+	s.cache.crowded.Store(far)
+	return far
+}
+
+// far is farOverLimit. The PFN lock is held.
+func (c *systemCache) far() bool {
+	return c.pages+c.leaving > c.limit+c.limit/8+trimViews*ViewPages
 }

@@ -227,7 +227,6 @@ func (v *View) fault(first, last uint64, store bool) (*ReadSet, error) {
 		return nil, err
 	}
 	r := reading{g: g, first: lo, last: hi, demand: true, set: g.sys.newReadSet(hi - lo + 1)}
-	r.bounce = func(uint64) []byte { return alignedPage() }
 	if err = r.do(false); err == nil {
 		err = v.enter(first, last, r.set.frames)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,8 @@ type systemCache struct {
 	views   uint64
 	head    uint32 // oldest view
 	tail    uint32
+
+	crowded atomic.Bool // a hint: far was true when last looked at. For requests, which look without the PFN lock
 }
 
 // trimViews is how many adjacent views one invalidation covers at most: 4 MiB.
@@ -81,6 +84,9 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 	}
 	if c.pages+c.leaving+c.foreign > c.limit {
 		s.trimmer.kick()
+		if c.far() {
+			c.crowded.Store(true)
+		}
 	}
 }
 

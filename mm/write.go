@@ -22,8 +22,8 @@ func (g *Segment) Write(off int64, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
-	g.sys.pressure.enter()
-	defer g.sys.pressure.leave()
+	g.sys.pressure.enter(g.id)
+	defer g.sys.pressure.leave(g.id)
 	if g.unmapping.Load() == 0 {
 		g.sys.throttle()
 	}

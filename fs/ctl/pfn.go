@@ -70,7 +70,7 @@ func frames(m *Mount) *Doc {
 		{Head: "Dirty", Key: "dirty", Width: 5},
 		{Head: "Host", Key: "host", Width: 4},
 		{Head: "Why", Key: "why", Width: 13},
-		{Head: "Use", Key: "use", Width: 7},
+		{Head: "Use", Key: "use", Width: 8},
 		{Head: "Inode", Key: "inode", Width: 8},
 		{Head: "Page", Key: "page", Width: 10},
 		{Head: "Pid", Key: "pid", Width: 6},
