@@ -66,13 +66,15 @@ func TestPFN(t *testing.T) {
 	private := 0
 	for _, f := range all {
 		if f.Name != nil && *f.Name == "demo" {
-			if private++; f.Use != "Private" || f.Pid == nil || f.Address == nil || *f.Address != 0x200000 {
+			if f.Use != "Private" || f.Pid == nil || f.Address == nil {
 				t.Errorf("the process's frame is listed as %+v", f)
+			} else if *f.Address == 0x200000 { // it has others of its own accord, such as its heap's
+				private++
 			}
 		}
 	}
 	if private != 1 {
-		t.Errorf("%d frames are listed as the process's, want 1", private)
+		t.Errorf("%d frames are listed as the page that was written, want 1", private)
 	}
 
 	// The text has a line for each as well, and is read in pieces of any size.
