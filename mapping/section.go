@@ -305,3 +305,9 @@ func (s *Section) Faults() mm.FaultCounts { return s.seg.Faults() }
 
 // Holdings counts the section's pages by where they are, faster than Info.
 func (s *Section) Holdings() mm.Holdings { return s.seg.Holdings() }
+
+// Offer has pages that are in frames be lost when their frames are wanted. The errors are mm.Segment.Offer's.
+func (s *Section) Offer(priority uint8) (uint64, error) { return s.seg.Offer(priority) }
+
+// Reclaim takes Offer back.
+func (s *Section) Reclaim() mm.Offered { return s.seg.Reclaim() }

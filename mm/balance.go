@@ -19,9 +19,7 @@ func (s *System) balanceLoop(t *thread) {
 			s.pressure.average(time.Now())
 			s.giveBackSlots()
 		}
-		_ = s.settleCompression()
-		s.sweepCombined()
-		s.syncRecords()
+		s.balance()
 		if s.overLimit() {
 			s.trimmer.kick()
 		}

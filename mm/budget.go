@@ -65,8 +65,8 @@ func Plan(c Config) (Budget, error) {
 	if z := c.Compressed; z != nil {
 		b.Compressed = z.Limit
 		b.SlotBytes += uint64(float64(z.slots()) * compressedSlotBytes)
-		if most := b.Frames / 2 * PageSize; z.Limit > most {
-			return b, fmt.Errorf("%s of compressed memory is too much: at most half of the frames, %s", size(z.Limit), size(most))
+		if most := b.Frames / 5 * 4 * PageSize; z.Limit > most {
+			return b, fmt.Errorf("%s of compressed memory is too much: at most four fifths of the frames, %s", size(z.Limit), size(most))
 		}
 	}
 	b.PTEBytes = b.tables()

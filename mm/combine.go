@@ -183,7 +183,7 @@ func (s *System) canCombine(w pte) bool {
 		return false
 	}
 	i := s.pfn.Info(w.frame())
-	return i.Refs == 0 && i.Shares == 0 && !i.Kept && (i.State == pfn.Active || i.State == pfn.Standby || i.State == pfn.Modified)
+	return i.Refs == 0 && i.Shares == 0 && !i.Kept && !i.Offered && (i.State == pfn.Active || i.State == pfn.Standby || i.State == pfn.Modified)
 }
 
 // combineSame has pages with one hash share the frame of one of them, if they really hold the same bytes.

@@ -20,7 +20,7 @@ type CompressedStore interface {
 // CompressedConfig says how pages are kept compressed in memory. New takes the store over and closes it at Close.
 type CompressedConfig struct {
 	Store CompressedStore
-	Limit uint64 // bytes that it may take, of Memory; at most half of the frames' bytes
+	Limit uint64 // bytes that it may take, of Memory; at most four fifths of the frames' bytes
 	Slots uint64 // most pages in it; 0 = four times what Limit holds uncompressed
 }
 
@@ -128,6 +128,11 @@ func (s *System) compress(batch []outgoing) (rest []outgoing, stored uint64) {
 
 // compressOne stores one frame's page, and returns where; 0 if it cannot.
 func (s *System) compressOne(o outgoing) location {
+	return s.compressPage(s.ownerOf(o), s.pfn.Bytes(o.frame))
+}
+
+// compressPage stores the bytes of a page, and returns where; 0 if it cannot.
+func (s *System) compressPage(o owner, page []byte) location {
 	z := s.compressed
 	if z.full() {
 		return 0
@@ -141,12 +146,29 @@ func (s *System) compressOne(o outgoing) location {
 			return 0
 		}
 	}
-	z.owners[slot] = s.ownerOf(o)
-	if z.store.WriteSlots(slot, [][]byte{s.pfn.Bytes(o.frame)}) != nil || s.settleCompression() != nil {
+	z.owners[slot] = o
+	if z.store.WriteSlots(slot, [][]byte{page}) != nil || s.settleCompression() != nil {
 		z.file.free(slot)
 		return 0
 	}
 	return makeLocation(z.file.index, slot)
+}
+
+// compressDirect stores pages that found no frame in compressed memory, as far as they compress and it has room. It returns
+// those that are left.
+func (w *writing) compressDirect() (rest []int) {
+	s := w.g.sys
+	if s.compressed == nil {
+		return w.direct
+	}
+	for _, i := range w.direct {
+		p := &w.pages[i]
+		if p.at = s.compressPage(makeOwner(w.leaf, uint(p.index%ViewPages)), p.whole); p.at == 0 {
+			rest = append(rest, i)
+		}
+	}
+	s.n.pagesCompressed.Add(uint64(len(w.direct) - len(rest)))
+	return rest
 }
 
 // ownerOf is the page that a frame on its way out holds.

@@ -11,7 +11,7 @@ type counters struct {
 	pageFaults, demandZeroFaults, transitionFaults, hardFaults, collidedFaults, holeReads, writeCopies atomic.Uint64
 	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites                         atomic.Uint64
 	viewsMapped, viewsTrimmed, pagesTrimmed, pagesFreed, laundered, invalidations                      atomic.Uint64
-	pagesReadAhead, readAheadHits, pagesCombined                                                       atomic.Uint64
+	pagesReadAhead, readAheadHits, pagesCombined, pagesLost                                            atomic.Uint64
 	pagesCompressed, pagesMigrated                                                                     atomic.Uint64
 	zeroedPages, checksumErrors, readErrors, writeErrors, refusedWrites                                atomic.Uint64
 }
@@ -20,7 +20,7 @@ type counters struct {
 func (s *System) Snapshot() Snapshot {
 	s.pfn.Lock()
 	c := s.pfn.Counts()
-	pages, views, limit := s.cache.pages+s.cache.leaving+s.cache.foreign, s.cache.views, s.cache.limit
+	pages, views, limit := s.cache.pages+s.cache.leaving+s.cache.foreign, s.cache.views, s.cache.most(false)
 	locked := s.locked
 	combined, sharers := s.combined.live, s.combined.refs
 	budget, frames := s.budget, s.pfn.Frames()
@@ -46,7 +46,7 @@ func (s *System) Snapshot() Snapshot {
 			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
 			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
 			Repurposed: c.Repurposed, PagesStolen: c.Stolen, PagesEmptied: c.Emptied, ZeroedPages: n.zeroedPages.Load(),
-			PagesCombined:   n.pagesCombined.Load(),
+			PagesCombined: n.pagesCombined.Load(), PagesLost: n.pagesLost.Load(),
 			PagesCompressed: n.pagesCompressed.Load(), PagesMigrated: n.pagesMigrated.Load(),
 			ChecksumErrors: n.checksumErrors.Load(), ReadErrors: n.readErrors.Load(), WriteErrors: n.writeErrors.Load(),
 			RefusedWrites: n.refusedWrites.Load(),

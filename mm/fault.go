@@ -385,12 +385,14 @@ func (g *Segment) pin(l *leaf, i uint, w pte) (soft uint64) {
 	s := g.sys
 	if w.kind() == kindTransition {
 		s.rec.set(l, i, validPTE(w.frame()))
+		s.pfn.SetPriority(w.frame(), g.rule.Priority) // it may have been offered
 		if s.pfn.MakeValid(w.frame()) {
 			g.ahead.hit()
 			s.n.readAheadHits.Add(1)
 		}
 		soft = 1
 	}
+	s.rec.access(l, i)
 	s.pfn.Pin(w.frame())
 	return soft
 }

@@ -169,7 +169,8 @@ type System struct {
 	// +checklocks:segMu
 	spaceTurn int // the space that gives pages first when frames are short
 
-	locked uint64 // pages locked in all spaces; PFN lock
+	lost   map[uint32]uint64 // offered pages that were lost, by segment; PFN lock
+	locked uint64            // pages locked in all spaces; PFN lock
 
 	writer   *thread
 	trimmer  *thread
@@ -193,7 +194,8 @@ func New(c Config) (*System, error) {
 // NewFromBudget is New with a division of memory of the caller's own, such as a test's of 16 frames.
 func NewFromBudget(b Budget, c Config) (*System, error) {
 	var err error
-	s := &System{config: c, budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment)}
+	s := &System{config: c, budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment),
+		lost: make(map[uint32]uint64)}
 	if err = s.reserve(max(b.Memory, c.MaxMemory)); err != nil && c.MaxMemory > b.Memory {
 		err = s.reserve(b.Memory) // address space may be short where memory is not
 	}
@@ -318,6 +320,10 @@ func (s *System) leaks() error {
 // The PFN lock is held.
 func (s *System) restore(o, original uint64, why pfn.Departure) {
 	l := s.rec.leaves.At(owner(o).leaf())
+	if original == 0 {
+		s.lose(l, owner(o).index())
+		return
+	}
 	s.rec.set(l, owner(o).index(), pagedPTE(location(original), why))
 }
 

@@ -10,6 +10,7 @@ import (
 //
 //	bits 0–2   kind
 //	bit  3     committed (only of a zero or shared word; every other kind is committed)
+//	bit  4     accessed since it was last looked at (only of a valid or shared word of a process's memory)
 //	valid, transition:  bits 32–63  frame
 //	shared:             bits 16–55  owner: the prototype PTE of the file's page, which is valid
 //	combined:           bits 16–63  number of the combined page (combine.go)
@@ -30,7 +31,10 @@ const (
 	kindMask       = 7
 )
 
-const committed pte = 8
+const (
+	committed pte = 8
+	accessed  pte = 16
+)
 
 func (w pte) kind() int        { return int(w & kindMask) }
 func (w pte) frame() pfn.Frame { return pfn.Frame(w >> 32) }

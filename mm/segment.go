@@ -216,6 +216,9 @@ func (g *Segment) Delete() {
 	g.deleted = true
 	g.mu.Unlock()
 	g.Punch(0, MaxSize>>PageShift)
+	g.sys.pfn.Lock()
+	delete(g.sys.lost, g.id)
+	g.sys.pfn.Unlock()
 	g.retire()
 }
 

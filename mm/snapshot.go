@@ -94,6 +94,7 @@ type Counters struct {
 	PagesEmptied     uint64    // Standby pages that a command took
 	ZeroedPages      uint64    // by the zero-page thread
 	PagesCompressed  uint64    // pages stored in compressed memory
+	PagesLost        uint64    // offered pages whose frames were taken: zeros from then on
 	PagesCombined    uint64    // pages that came to share a frame with others of the same bytes
 	PagesMigrated    uint64    // pages moved on from there to a page file
 	ChecksumErrors   uint64    // slots whose bytes were not what was written

@@ -20,6 +20,8 @@ type Space struct {
 	seg *Segment
 
 	low  atomic.Uint64 // pages that trimming for others leaves, if it can
+	firm atomic.Bool   // low holds whatever happens
+	soft atomic.Uint64 // pages beyond which it is the first to give when frames are short; 0 = none
 	high atomic.Uint64 // pages that the working set may hold; 0 = as many as there are frames
 	hand atomic.Uint64 // view that trimming goes on from: pages leave round-robin by address
 
@@ -70,6 +72,24 @@ func (p *Space) Committed() uint64 { return p.seg.Pages() }
 // SetLimits bounds the working set, in pages. low is what trimming for others leaves, if it can; high, unless 0, is never
 // exceeded for longer than one access takes.
 func (p *Space) SetLimits(low, high uint64) {
+	p.SetBounds(WorkingSetBounds{Min: low, Max: high, HardMax: high > 0})
+}
+
+// WorkingSetBounds bound a working set, in pages (Win32 SetProcessWorkingSetSizeEx).
+type WorkingSetBounds struct {
+	Min, Max uint64
+	HardMin  bool // want of frames does not take it below its minimum; else only as long as others have more
+	HardMax  bool // it never exceeds its maximum for longer than one access takes; else only while frames are plenty
+}
+
+// SetBounds bounds the working set.
+func (p *Space) SetBounds(b WorkingSetBounds) {
+	low, high := b.Min, b.Max
+	if !b.HardMax {
+		high = 0
+	}
+	p.soft.Store(b.Max)
+	p.firm.Store(b.HardMin)
 	p.low.Store(low)
 	p.high.Store(high)
 }
@@ -298,7 +318,7 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 	}
 	s.pfn.SetPriority(f, g.rule.Priority)
 	s.rec.set(l, i, validPTE(f))
-	s.pfn.SetPriority(f, g.rule.Priority)
+	s.rec.access(l, i)
 	s.pfn.MakeValid(f)
 	s.pfn.SetDirty(f)
 	if g.rule.resident() {
@@ -606,25 +626,57 @@ func (p *Space) trimLeaf(l *leaf, mask uint64) (n uint64) {
 	return n
 }
 
-// trimSome takes about n pages out of the working set, from where the last call ended. It returns how many left.
+// trimSome takes n pages out of the working set, if it has so many that are not locked: those first that have not been
+// accessed for longest, as far as a hand that goes round can tell (clock, second chance). It returns how many left.
 func (p *Space) trimSome(n uint64) (moved uint64) {
-	wrapped := false
-	for moved < n {
+	for rounds := 0; moved < n && rounds < 3; {
 		key, ok := p.view(p.hand.Load(), MaxSize>>PageShift)
 		if !ok {
-			if wrapped {
-				break
-			}
-			wrapped = true
+			rounds++
 			p.hand.Store(0)
 			continue
 		}
+		whole := true
 		p.eachView(key<<viewShift, key<<viewShift+ViewPages-1, func(l *leaf, mask uint64) {
-			moved += p.trimLeaf(l, mask)
+			var idle uint64
+			idle, whole = p.idlePages(l, mask, n-moved)
+			moved += p.trimLeaf(l, idle)
 		})
-		p.hand.Store(key + 1)
+		if whole {
+			p.hand.Store(key + 1)
+		}
 	}
 	return moved
+}
+
+// idlePages finds up to most pages of mask in the working set that were not accessed since they were last looked at. Those
+// that were have a second chance. whole is false if it stopped before it had looked at all. The PFN lock is held: it is
+// called from closures that run under it, which the analyser cannot see.
+//
+// +checklocksignore
+func (p *Space) idlePages(l *leaf, mask, most uint64) (idle uint64, whole bool) {
+	words := p.seg.sys.rec.slice(l)
+	for n := uint64(0); mask != 0; {
+		i := lowestBit(&mask)
+		switch {
+		case i >= uint(len(words)) || !words[i].inWorkingSet() || l.host>>i&1 != 0:
+		case words[i]&accessed != 0:
+			words[i] &^= accessed
+		case n == most:
+			return idle, false
+		default:
+			idle |= 1 << i
+			n++
+		}
+	}
+	return idle, true
+}
+
+// access notes that page i of a leaf of a process's memory, which is in the working set, is accessed. The PFN lock is held.
+func (r *records) access(l *leaf, i uint) {
+	if l.flags&leafPrivate != 0 && r.word(l, i).inWorkingSet() {
+		r.slice(l)[i] |= accessed
+	}
 }
 
 // relieve makes room before n pages are touched: the working set is kept below its limit, and frames are made available at
@@ -645,35 +697,6 @@ func (p *Space) relieve(n uint64) {
 	s.writer.kick()
 	if available < n+low/2 && s.slotsFree() {
 		_, _ = s.writeCluster(0) // an error is told by the writer; the page then goes straight to a slot, or fails there
-	}
-}
-
-// balanceSpaces takes pages out of the working sets of processes if frames are short and the page writer has not enough to
-// make them from: first from those above their minimum, in turns.
-func (s *System) balanceSpaces() {
-	s.pfn.Lock()
-	low := s.lowFrames()
-	have := s.pfn.Available() + s.pfn.ModifiedCount()
-	s.pfn.Unlock()
-	if have >= 2*low {
-		return
-	}
-	want := 2*low - have
-	for _, force := range []bool{false, true} {
-		for _, p := range s.inTurn() {
-			give := p.Resident()
-			if keep := p.low.Load(); !force {
-				give -= min(give, keep)
-			}
-			if give == 0 {
-				continue
-			}
-			if got := p.trimSome(min(give, want)); got >= want {
-				return
-			} else {
-				want -= got
-			}
-		}
 	}
 }
 

@@ -33,5 +33,6 @@ func (s *System) farOverLimit() bool {
 
 // far is farOverLimit. The PFN lock is held.
 func (c *systemCache) far() bool {
-	return c.pages+c.leaving > c.limit+c.limit/8+trimViews*ViewPages
+	limit := c.most(false)
+	return c.pages+c.leaving > limit+limit/8+trimViews*ViewPages
 }

@@ -261,9 +261,11 @@ func (v *View) enter(first, last uint64, frames []pfn.Frame) error {
 			if f == 0 || !s.isAt(f, v.seg.id, v.shown(page)) {
 				continue // no frame, or deleted meanwhile
 			}
-			if i := uint(page % ViewPages); s.rec.word(l, i).kind() == kindZero {
+			i := uint(page % ViewPages)
+			if s.rec.word(l, i).kind() == kindZero {
 				s.share(l, i, f)
 			}
+			s.rec.access(l, i)
 		}
 		return nil
 	})

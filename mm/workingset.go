@@ -14,8 +14,9 @@ import (
 //
 // Its fields are guarded by the PFN lock.
 type systemCache struct {
-	limit uint64        // pages
-	turn  chan struct{} // one trim at a time; never taken by a READ or WRITE
+	limit  uint64 // pages: the host's share of the memory
+	bounds CacheLimits
+	turn   chan struct{} // one trim at a time; never taken by a READ or WRITE
 
 	laundry chan struct{} // one write-back of the trimmer's at a time
 
@@ -82,7 +83,7 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 		s.enqueue(id, l)
 		s.n.viewsMapped.Add(1)
 	}
-	if c.pages+c.leaving+c.foreign > c.limit {
+	if c.pages+c.leaving+c.foreign > c.most(true) {
 		s.trimmer.kick()
 		if c.far() {
 			c.crowded.Store(true)
@@ -164,15 +165,22 @@ type trimming struct {
 	mask uint64 // what the host held when it began
 }
 
-// takeOldest takes up to trimViews views that lie next to each other in one file off the old end of the queue.
-func (s *System) takeOldest() (seg uint32, views []trimming) {
+// takeOldest takes up to trimViews views that lie next to each other in one file off the old end of the queue, as long as
+// keep pages are left.
+func (s *System) takeOldest(keep uint64) (seg uint32, views []trimming) {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
+	left := s.cache.pages
 	for id := s.cache.head; id != 0 && len(views) < trimViews; id = s.cache.head {
 		l := s.rec.leaves.At(id)
 		if n := len(views); n > 0 && (l.seg != seg || l.base != views[n-1].base+ViewPages) {
 			break
 		}
+		pages := uint64(bits.OnesCount64(l.host))
+		if left < keep+pages {
+			break
+		}
+		left -= pages
 		seg = l.seg
 		views = append(views, s.beginTrim(id, l))
 	}
@@ -302,9 +310,14 @@ func (s *System) launderBriefly(h Host, off, n int64) {
 
 // trimOldest trims the oldest views, and returns how many views and pages left.
 func (s *System) trimOldest(launder bool) (views int, moved uint64, err error) {
+	return s.trimDown(0, launder)
+}
+
+// trimDown is trimOldest that leaves keep pages at least.
+func (s *System) trimDown(keep uint64, launder bool) (views int, moved uint64, err error) {
 	s.cache.turn <- struct{}{}
 	defer func() { <-s.cache.turn }()
-	seg, oldest := s.takeOldest()
+	seg, oldest := s.takeOldest(keep)
 	if len(oldest) == 0 {
 		return 0, 0, nil
 	}
@@ -312,16 +325,41 @@ func (s *System) trimOldest(launder bool) (views int, moved uint64, err error) {
 	return len(oldest), moved, err
 }
 
+// trimToLimits trims the oldest views until the system cache's working set is within its limits. It returns the pages that
+// left.
+func (s *System) trimToLimits(launder bool, stop func() bool) (moved uint64, err error) {
+	for !stop() && s.overLimit() {
+		n, pages, err := s.trimDown(s.mustKeep(), launder)
+		moved += pages
+		if err != nil || n == 0 {
+			return moved, err
+		}
+	}
+	return moved, nil
+}
+
+// mustKeep is how many pages a trim to the limits has to leave: the minimum that was asked for, and what want of frames
+// leaves if that is all that there is to trim for.
+func (s *System) mustKeep() uint64 {
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	if c := &s.cache; c.pages+c.foreign > c.most(s.pfn.Available() < s.lowFrames()) {
+		return c.bounds.Min
+	}
+	return s.cache.least()
+}
+
 // overLimit says whether the trimmer has work: the host holds too much, or frames are short and nothing but the working
 // set can give any.
 func (s *System) overLimit() bool {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	if s.cache.pages > 0 && s.cache.pages+s.cache.foreign > s.cache.limit {
+	low := s.lowFrames()
+	short := s.pfn.Available() < low
+	if s.cache.pages > 0 && s.cache.pages+s.cache.foreign > s.cache.most(short) {
 		return true
 	}
-	low := s.lowFrames()
-	return s.pfn.Available() < low && s.pfn.ModifiedCount() < low && s.cache.pages > s.cache.limit/4
+	return short && s.pfn.ModifiedCount() < low && s.cache.pages > s.cache.least()
 }
 
 // lowFrames is the low mark of available frames. The PFN lock is held.
@@ -340,14 +378,8 @@ func (s *System) trimLoop(t *thread) {
 		}
 		s.forgetRefused()
 		s.balanceSpaces()
-		for !t.stopped() && s.overLimit() {
-			n, _, err := s.trimOldest(false)
-			if err != nil {
-				time.Sleep(10 * time.Millisecond) // the host is in trouble, or going away
-			}
-			if err != nil || n == 0 {
-				break
-			}
+		if _, err := s.trimToLimits(false, t.stopped); err != nil {
+			time.Sleep(10 * time.Millisecond) // the host is in trouble, or going away
 		}
 	}
 }

@@ -92,6 +92,7 @@ type writing struct {
 	patched map[uint64]patchedPage
 	held    []*ReadSet // pages read back into frames, kept there until the end
 
+	leaf   uint32
 	pages  []writePage
 	direct []int // of pages, those without a frame
 }
@@ -233,6 +234,7 @@ func (w *writing) try() (wait *pageIO, read *uint64, err error) {
 		return nil, nil, err
 	}
 	l := s.rec.leaves.At(id)
+	w.leaf = id
 
 	s.pfn.Lock()
 	if wait, read, err = w.obstacle(l); wait != nil || read != nil || err != nil {
@@ -391,6 +393,7 @@ func (w *writing) attach(l *leaf) {
 		if p.fresh {
 			s.dropCopy(p.was)
 			s.rec.set(l, at, validPTE(p.frame))
+			s.rec.access(l, at)
 			s.pfn.MakeValid(p.frame)
 		}
 		s.freeLocation(location(s.pfn.SetDirty(p.frame)))
@@ -407,7 +410,7 @@ func (w *writing) attach(l *leaf) {
 // or could not be written keep at = 0.
 func (w *writing) writeDirect() error {
 	s := w.g.sys
-	for todo := w.direct; len(todo) > 0; {
+	for todo := w.compressDirect(); len(todo) > 0; {
 		at, got := s.allocSlots(uint64(len(todo)))
 		if got == 0 {
 			return errNoSlot

@@ -73,15 +73,17 @@ var ManagerVerbs = append([]Verb[*Mount]{
 		Help: "unmap every view in the host, then write the modified pages: memory holds clean copies only"},
 	{Words: "flush", Run: flushMount, Help: "write the modified pages to their page files"},
 	{Words: "empty workingsets", Launders: true, Run: emptyWorkingSets,
-		Help: "unmap every view in the host; pages go to the modified and standby lists"},
-	{Words: "empty systemcache", Launders: true, Run: emptyWorkingSets,
-		Help: "the same for the system cache's working set alone, today the only one"},
+		Help: "unmap every view in the host, and take all pages from processes; they go to the modified and standby lists"},
+	{Words: "empty systemcache", Launders: true, Run: emptySystemCache,
+		Help: "the same for the system cache's working set alone"},
 	{Words: "empty modified", Run: flushMount, Help: "write the modified pages; they go to the standby list"},
 	{Words: "empty standby", Run: emptyStandby, Help: "free the pages of all standby lists"},
 	{Words: "empty standby0", Run: emptyStandby0, Help: "free the standby pages of priority 0"},
 	{Words: "empty all", Launders: true, Run: emptyAll, Help: "workingsets, then modified, then standby"},
 	{Words: "combine", Run: combine,
 		Help: "find pages with the same bytes and have them share one frame, until one of them is written"},
+	{Words: "systemcache", Text: "MIN MAX [hard|soft]", Launders: true, Run: setSystemCache,
+		Help: "bound the system cache's working set, as SetSystemFileCacheSize; soft holds while frames are short; 0 is the usual"},
 	{Words: "zero", Run: zeroFree, Help: "zero the free pages now"},
 	{Words: "memory", Size: true, Launders: true, Run: setMemory,
 		Help: "change the whole budget, as if mounted with --memory SIZE: bytes, or a percentage of RAM as 25%"},
@@ -100,6 +102,9 @@ var FileVerbs = append([]Verb[*Target]{
 		Help: "read pages back from their page files: LEN bytes from OFF on, or to the end of the file"},
 	{Words: "discard", Range: true, Launders: true, Run: discardFiles,
 		Help: "make LEN bytes from OFF on zeros, or all to the end, and give their space back; the size stays"},
+	{Words: "offer", Launders: true, Run: offerFiles,
+		Help: "let the pages that are in memory be lost, first of all, when frames are wanted; they are zeros then"},
+	{Words: "reclaim", Run: reclaimFiles, Help: "undo offer, and say how many pages were lost"},
 }, append(faultVerbs(), ruleVerbs()...)...)
 
 func trimMount(m *Mount, _ Args) ([]Tally, error) {
@@ -114,6 +119,12 @@ func flushMount(m *Mount, _ Args) ([]Tally, error) {
 }
 
 func emptyWorkingSets(m *Mount, _ Args) ([]Tally, error) {
+	trimmed := m.EmptySpaces()
+	views, err := m.TrimAll()
+	return []Tally{{"trimmed", trimmed + views}}, err
+}
+
+func emptySystemCache(m *Mount, _ Args) ([]Tally, error) {
 	trimmed, err := m.TrimAll()
 	return []Tally{{"trimmed", trimmed}}, err
 }
@@ -127,7 +138,9 @@ func emptyStandby0(m *Mount, _ Args) ([]Tally, error) {
 }
 
 func emptyAll(m *Mount, r Args) ([]Tally, error) {
+	processes := m.EmptySpaces()
 	tally, err := trimMount(m, r)
+	tally[0].N += processes
 	return append(tally, Tally{"freed", m.EmptyStandby()}), err
 }
 

@@ -56,6 +56,9 @@ type Machine interface {
 	SetSize(bytes uint64) error
 	EachFrame(f func(*mm.FrameInfo) bool)
 	Combine() (mm.Combined, error)
+	EmptySpaces() uint64
+	SystemCache() (mm.CacheLimits, uint64)
+	SetSystemCache(mm.CacheLimits) (uint64, error)
 	AddPageFile(mm.PageFileConfig) (number int, err error)
 	RemovePageFile(number int) (moved uint64, err error)
 }
@@ -93,6 +96,8 @@ type File interface {
 	Flush() (uint64, error)
 	Prefetch(off, n int64) (uint64, error)
 	Discard(off, n int64) error // n < 0 is to the end
+	Offer(priority uint8) (uint64, error)
+	Reclaim() mm.Offered
 	Rule() mm.Rule
 	Faults() mm.FaultCounts
 	RecordFaults(most int) error // begins a recording

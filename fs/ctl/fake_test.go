@@ -58,6 +58,14 @@ func (m *fakeMachine) SetSize(bytes uint64) error {
 	}
 	return m.err
 }
+func (m *fakeMachine) EmptySpaces() uint64 { m.call("EmptySpaces"); return 5 }
+func (m *fakeMachine) SystemCache() (mm.CacheLimits, uint64) {
+	return mm.CacheLimits{Min: 100, Max: 200, Hard: true}, 150
+}
+func (m *fakeMachine) SetSystemCache(c mm.CacheLimits) (uint64, error) {
+	m.call(fmt.Sprintf("SetSystemCache(%+v)", c))
+	return 66, m.err
+}
 func (m *fakeMachine) Combine() (mm.Combined, error) {
 	m.call("Combine")
 	return mm.Combined{Scanned: 900, Joined: 70, Freed: 70, Slots: 3}, m.err
@@ -91,6 +99,14 @@ func (f *fakeFile) Info() mapping.Info {
 }
 func (f *fakeFile) Blocks() uint64 { return uint64(len(f.pages)) * 8 }
 
+func (f *fakeFile) Offer(priority uint8) (uint64, error) {
+	f.calls = append(f.calls, fmt.Sprintf("Offer(%d)", priority))
+	return 8, f.err
+}
+func (f *fakeFile) Reclaim() mm.Offered {
+	f.calls = append(f.calls, "Reclaim")
+	return mm.Offered{Reclaimed: 5, Lost: 3}
+}
 func (f *fakeFile) EachPage(first, n uint64, do func(mm.PageInfo) bool) {
 	at, _ := slices.BinarySearchFunc(f.pages, first, func(p mm.PageInfo, first uint64) int {
 		switch {

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"strconv"
+	"strings"
 
 	"memfs/mm"
 	"memfs/mm/pfn"
@@ -83,4 +84,43 @@ func combine(m *Mount, _ Args) ([]Tally, error) {
 	c, err := m.Combine()
 	return []Tally{{"combined", c.Joined}, {"freed", c.Freed}, {"slots", c.Slots}, {"saved", (c.Freed + c.Slots) * mm.PageSize},
 		{"scanned", c.Scanned}}, err
+}
+
+// offerFiles lets pages be lost before all others: they wait on the lowest standby list.
+func offerFiles(t *Target, _ Args) ([]Tally, error) {
+	return t.each([]Tally{{Name: "offered"}}, func(f File, moved []Tally) error {
+		n, err := f.Offer(0)
+		moved[0].N += n
+		return err
+	})
+}
+
+func reclaimFiles(t *Target, _ Args) ([]Tally, error) {
+	return t.each([]Tally{{Name: "reclaimed"}, {Name: "lost"}}, func(f File, moved []Tally) error {
+		o := f.Reclaim()
+		moved[0].N += o.Reclaimed
+		moved[1].N += o.Lost
+		return nil
+	})
+}
+
+// setSystemCache bounds the system cache's working set.
+func setSystemCache(m *Mount, a Args) ([]Tally, error) {
+	words := strings.Fields(a.Text)
+	var c mm.CacheLimits
+	if len(words) == 3 && (words[2] == "hard" || words[2] == "soft") {
+		c.Hard, words = words[2] == "hard", words[:2]
+	}
+	if len(words) != 2 {
+		return nil, invalid("systemcache wants MIN and MAX, and hard or soft if you like, not %s", quote(a.Text))
+	}
+	for i, into := range []*uint64{&c.Min, &c.Max} {
+		n, err := parseSize(words[i])
+		if err != nil {
+			return nil, invalid("systemcache: %s is not a number of bytes: write it as 16M or 65536", quote(words[i]))
+		}
+		*into = (uint64(n) + mm.PageSize - 1) / mm.PageSize
+	}
+	trimmed, err := m.SetSystemCache(c)
+	return []Tally{{"trimmed", trimmed}}, err
 }

@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"memfs/mm"
+	"memfs/mm/process"
 )
 
 // Top is the table of the control files of .proc itself.
@@ -184,6 +185,7 @@ func vmstat(m *Mount) *Doc {
 	line("pages_compressed", c.PagesCompressed)
 	line("pages_migrated", c.PagesMigrated)
 	line("pages_combined", c.PagesCombined)
+	line("pages_lost", c.PagesLost)
 	line("sections", s.Sections)
 	line("checksum_errors", c.ChecksumErrors)
 	line("read_errors", c.ReadErrors)
@@ -281,10 +283,23 @@ func compressionRatio(z mm.CompressedInfo) Value {
 	return Hundredths(z.Pages * mm.PageSize * 100 / z.Memory)
 }
 
+// workingsets lists the system cache's working set and those of the processes.
 func workingsets(m *Mount) *Doc {
 	s := m.Snapshot()
+	limits, _ := m.SystemCache()
 	d := new(Doc)
-	table(d, "workingsets", []Column{
+	kind := func(hard bool) Value {
+		if hard {
+			return Word("hard")
+		}
+		return Word("soft")
+	}
+	cache := []Value{
+		Word("SystemCache"), Count(s.HostPages), Count(s.HostLimit), Count(s.Views),
+		Count(s.Counters.ViewsMapped), Count(s.Counters.ViewsTrimmed), Count(s.Counters.PagesTrimmed),
+		Count(limits.Min), Word("soft"), Count(limits.Max), kind(limits.Hard || limits.Max == 0), None(), None(), None(),
+	}
+	d.Table("workingsets", []Column{
 		{Head: "WorkingSet", Key: "workingset", Width: 12},
 		{Head: "Pages", Key: "pages", Width: 10},
 		{Head: "Limit", Key: "limit_pages", Width: 10},
@@ -292,9 +307,31 @@ func workingsets(m *Mount) *Doc {
 		{Head: "ViewsMapped", Key: "views_mapped", Width: 12},
 		{Head: "ViewsTrimmed", Key: "views_trimmed", Width: 12},
 		{Head: "PagesTrimmed", Key: "pages_trimmed", Width: 12},
-	}, []Value{
-		Word("SystemCache"), Count(s.HostPages), Count(s.HostLimit), Count(s.Views),
-		Count(s.Counters.ViewsMapped), Count(s.Counters.ViewsTrimmed), Count(s.Counters.PagesTrimmed),
+		{Head: "Min", Key: "minimum_pages", Width: 8},
+		{Head: "MinKind", Key: "minimum_kind", Width: 7},
+		{Head: "Max", Key: "maximum_pages", Width: 8},
+		{Head: "MaxKind", Key: "maximum_kind", Width: 7},
+		{Head: "Peak", Key: "peak_pages", Width: 8},
+		{Head: "Locked", Key: "locked_pages", Width: 8},
+		{Head: "Faults", Key: "page_faults", Width: 10},
+	}, func(yield func([]Value) bool) {
+		if !yield(cache) || m.Processes == nil {
+			return
+		}
+		for _, p := range m.Processes() {
+			c := p.MemoryInfo()
+			low, high, flags := p.WorkingSetSize()
+			hardMin, hardMax := flags&process.HardMinEnable != 0, flags&process.HardMaxEnable != 0
+			limit := None()
+			if hardMax {
+				limit = Count(high >> mm.PageShift)
+			}
+			if !yield([]Value{Word(p.Folder), Count(c.WorkingSet >> mm.PageShift), limit, None(), None(), None(), None(),
+				Count(low >> mm.PageShift), kind(hardMin), Count(high >> mm.PageShift), kind(hardMax),
+				Count(c.PeakWorkingSet >> mm.PageShift), Count(c.Locked >> mm.PageShift), Count(c.PageFaults)}) {
+				return
+			}
+		}
 	})
 	return d
 }

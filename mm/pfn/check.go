@@ -124,6 +124,9 @@ func (d *Database) checkFrame(c *checking, f Frame) {
 		c.bad("frame %d: %v, but %d processes map it", f, e.state, e.shares)
 	case (e.state == Standby || e.state == Modified || e.state == ModifiedNoWrite) && e.owner == 0:
 		c.bad("frame %d: %v without an owner", f, e.state)
+	case e.flags&offer != 0 && (e.state != Standby || e.flags != offer || e.original != 0):
+		c.bad("frame %d: offered, but %v, flags %x, original %d", f, e.state, e.flags, e.original)
+	case e.flags&offer != 0:
 	case e.state == Standby && (e.flags&dirty != 0 || e.original == 0):
 		c.bad("frame %d: on standby, but no store has its bytes", f)
 	case (e.state == Modified || e.state == ModifiedNoWrite) && e.flags&dirty == 0:

@@ -38,6 +38,7 @@ const (
 	ahead                // read ahead of its first touch
 	keep                 // its page must not leave memory: it is dirty for as long as this is set
 	lock                 // nor its working set
+	offer                // its page, which no store has, may be lost
 )
 
 // entry is one frame's record. No Go pointers: entries lie outside the Go heap.
@@ -282,8 +283,8 @@ func (d *Database) take(zero bool) (f Frame, zeroed bool) {
 	return f, zeroed
 }
 
-// giveBack restores the owner's PTE of a frame that is about to be taken. "Original" is always a store's location here:
-// only pages that a store has are taken.
+// giveBack restores the owner's PTE of a frame that is about to be taken. "Original" is a store's location here, for only
+// pages that a store has are taken; or 0, of a page that was offered.
 // +checklocks:d.mu
 func (d *Database) giveBack(e *entry, why Departure) {
 	d.departed[why]++
@@ -359,6 +360,7 @@ func (d *Database) MakeValid(f Frame) (hit bool) {
 	}
 	hit = e.flags&ahead != 0
 	e.flags &^= ahead
+	d.touched(e)
 	return hit
 }
 
@@ -416,7 +418,7 @@ func (d *Database) Shares(f Frame) uint32 { return d.entries[f].shares }
 // +checklocks:d.mu
 func (d *Database) SetDirty(f Frame) (stale uint64) {
 	e := &d.entries[f]
-	e.flags |= dirty
+	e.flags = e.flags&^offer | dirty
 	stale, e.original = e.original, 0
 	return stale
 }
@@ -582,6 +584,7 @@ type Info struct {
 	Writing  bool
 	Record   bool
 	Deleting bool
+	Offered  bool // may be lost
 	Kept     bool // must not leave memory
 	Locked   bool // nor its working set
 	Shares   uint32
@@ -595,7 +598,7 @@ func (d *Database) Info(f Frame) Info {
 	return Info{
 		State: e.state, Owner: e.owner, Original: e.original, Refs: e.refs, Priority: e.priority,
 		Dirty: e.flags&dirty != 0, Writing: e.flags&writing != 0, Record: e.flags&record != 0, Deleting: e.flags&deleting != 0,
-		Kept: e.flags&keep != 0, Locked: e.flags&lock != 0, Shares: e.shares, Why: e.why,
+		Offered: e.flags&offer != 0, Kept: e.flags&keep != 0, Locked: e.flags&lock != 0, Shares: e.shares, Why: e.why,
 	}
 }
 

@@ -32,11 +32,10 @@ func defaultLimits() wsLimits {
 // applyLimits tells the memory manager. A maximum that is not hard may be exceeded while frames are plenty.
 // +checklocks:p.mu
 func (p *Process) applyLimits() {
-	high := uint64(0)
-	if p.ws.flags&HardMaxEnable != 0 {
-		high = p.ws.max
-	}
-	p.space.SetLimits(p.ws.min, high)
+	p.space.SetBounds(mm.WorkingSetBounds{
+		Min: p.ws.min, HardMin: p.ws.flags&HardMinEnable != 0,
+		Max: p.ws.max, HardMax: p.ws.flags&HardMaxEnable != 0,
+	})
 }
 
 // WorkingSetSize is GetProcessWorkingSetSizeEx: the bounds in bytes and the QUOTA_LIMITS_ flags.
