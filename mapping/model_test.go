@@ -225,12 +225,15 @@ func (c config) budget(frames uint64) mm.Budget {
 	}
 }
 
-func (c config) start(t fataler) *mm.System {
+func (c config) start(t fataler) *mm.System { return c.startOn(t, store.NewMem()) }
+
+// startOn starts a machine with a page file on the given store.
+func (c config) startOn(t fataler, disk mm.Store) *mm.System {
 	t.Helper()
 	b := c.budget(c.frames)
 	cfg := mm.Config{Memory: b.Memory, MaxMemory: most * c.frames * 2 * page, Encrypt: c.encrypt}
 	if c.slots > 0 {
-		cfg.PageFiles = []mm.PageFileConfig{{Name: "test", Store: store.NewMem(), Max: c.slots}}
+		cfg.PageFiles = []mm.PageFileConfig{{Name: "test", Store: disk, Max: c.slots}}
 	}
 	if c.compressed > 0 {
 		z, err := store.NewCompressed("s2", 2*c.compressed)

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
-	"hash/maphash"
+	"hash/crc32"
 	"math"
 	"slices"
 	"time"
@@ -110,12 +110,14 @@ func (s *System) Combine() (Combined, error) {
 	}
 	defer s.ReleaseRecord(room * candidateBytes)
 	defer s.sweepCombined()
-	whole, seed := make([]candidate, 0, room), maphash.MakeSeed()
+	whole := make([]candidate, 0, room)
 	parts := (frames + combineTable - 1) / combineTable
 	for part := range parts {
-		table := s.findCandidates(whole, seed, part, parts)
+		table := s.findCandidates(whole, part, parts)
 		done.Scanned += uint64(len(table))
-		slices.SortFunc(table, func(a, b candidate) int { return cmp.Compare(a.hash, b.hash) })
+		slices.SortFunc(table, func(a, b candidate) int {
+			return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.leaf, b.leaf), cmp.Compare(a.at, b.at))
+		})
 		for len(table) > 0 {
 			n := 1
 			for n < len(table) && table[n].hash == table[0].hash {
@@ -133,13 +135,13 @@ func (s *System) Combine() (Combined, error) {
 }
 
 // findCandidates hashes the pages of files that are in frames, those of one part of all hashes, as far as the table has room.
-func (s *System) findCandidates(table []candidate, seed maphash.Seed, part, parts uint64) []candidate {
+func (s *System) findCandidates(table []candidate, part, parts uint64) []candidate {
 	for id := uint32(1); id <= s.rec.leaves.Top() && len(table)+ViewPages <= cap(table); id++ {
 		g, key := s.segmentOf(id)
 		if g == nil || g.private {
 			continue
 		}
-		table = g.hashView(table, id, key, seed, part, parts)
+		table = g.hashView(table, id, key, part, parts)
 	}
 	return table
 }
@@ -156,7 +158,7 @@ func (s *System) segmentOf(id uint32) (*Segment, uint64) {
 	return s.segment(seg), key
 }
 
-func (g *Segment) hashView(table []candidate, id uint32, key uint64, seed maphash.Seed, part, parts uint64) []candidate {
+func (g *Segment) hashView(table []candidate, id uint32, key uint64, part, parts uint64) []candidate {
 	s := g.sys
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -169,12 +171,19 @@ func (g *Segment) hashView(table []candidate, id uint32, key uint64, seed maphas
 		if !s.canCombine(w) {
 			continue
 		}
-		if h := maphash.Bytes(seed, s.pfn.Bytes(w.frame())); h%parts == part {
+		if h := hashPage(s.pfn.Bytes(w.frame())); h%parts == part {
 			table = append(table, candidate{h, id, uint32(i)})
 		}
 	}
 	return table
 }
+
+// hashPage is the same for pages with the same bytes, and hardly ever for others: the checksums of its halves.
+func hashPage(b []byte) uint64 {
+	return uint64(crc32.Checksum(b[:PageSize/2], castagnoli))<<32 | uint64(crc32.Checksum(b[PageSize/2:], castagnoli))
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // canCombine says whether the page of a PTE is in a frame that nothing is done with just now. The PFN lock is held.
 // +checklocks:s.pfn.mu

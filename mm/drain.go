@@ -42,6 +42,7 @@ func (s *System) AddPageFile(c PageFileConfig) (number int, err error) {
 	records := grown.PFNBytes + grown.SlotBytes + grown.tables()
 	if spare := pagesOf(grown.SlotBytes) - pagesOf(b.SlotBytes); records > b.Memory/2 || spare >= b.promised() {
 		most := float64(b.Memory/2-min(b.Memory/2, b.PFNBytes+b.SlotBytes+b.tables())) / (s.slotCost + float64(leafCost(3))/ViewPages)
+		most = min(most, float64(b.promised())*PageSize/s.slotCost/2)
 		return 0, refuse(StatusInvalidParameter, "the records of %s more page file would not fit into half of the memory, %s: "+
 			"give it at most %s, or more memory", size(c.Max*PageSize), size(b.Memory), size(uint64(most)*PageSize))
 	}
