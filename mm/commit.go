@@ -234,6 +234,10 @@ func (c *commit) dropFile(f *pageFile, frames uint64) (short uint64) {
 	defer func() { <-c.growing }()
 	was := c.files.inUse()
 	c.files.setInUse(slices.DeleteFunc(slices.Clone(was), func(o *pageFile) bool { return o == f }))
+	if charged, slots := c.total(); charged > frames+slots {
+		c.files.setInUse(was)
+		return charged - frames - slots
+	}
 	for {
 		missing := c.tryDrop(f, frames)
 		if missing == 0 {
