@@ -43,7 +43,7 @@ func TestStress(t *testing.T) {
 				return
 			default:
 			}
-			switch i % 5 {
+			switch i % 7 {
 			case 0:
 				_, _ = s.TrimAll()
 			case 1:
@@ -52,6 +52,10 @@ func TestStress(t *testing.T) {
 				s.EmptyStandby()
 			case 3:
 				_, _ = hosts[i%workers].section.Trim()
+			case 5:
+				_, _ = s.Combine()
+			case 6:
+				changePageFiles(t, s)
 			case 4:
 				for _, err := range s.Check() {
 					t.Error(err)
@@ -74,6 +78,23 @@ func TestStress(t *testing.T) {
 	}
 }
 
+// changePageFiles adds a page file and removes one of the two.
+func changePageFiles(t *testing.T, s *mm.System) {
+	n, err := s.AddPageFile(mm.PageFileConfig{Name: "more", Store: store.NewMem(), Max: 8192})
+	if err != nil {
+		if !errors.Is(err, mm.StatusCommitmentLimit) { // no room for its records just now
+			t.Error(err)
+		}
+		return
+	}
+	if _, err := s.RemovePageFile(1 - n); err != nil {
+		t.Error(err)
+		if _, err := s.RemovePageFile(n); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // runWorker does a number of steps, and on a machine that is busy as many more as it takes for pages to have moved.
 func runWorker(t *testing.T, h *host, seed uint64, pages int64, paged func() bool) {
 	rnd := rand.New(rand.NewPCG(seed, 1))
@@ -91,6 +112,9 @@ func runWorker(t *testing.T, h *host, seed uint64, pages int64, paged func() boo
 			data := make([]byte, page)
 			for i := range data {
 				data[i] = byte(rnd.Uint32())
+				if k < 200 { // one of three kinds, so that there is something to combine
+					data[i] = byte(k%3 + i)
+				}
 			}
 			h.store(f, n*page, data)
 			model[n] = data
