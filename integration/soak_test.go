@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,7 @@ func TestSoak(t *testing.T) {
 	}
 	m := mountMemfs(t, options{memory: "64M", pageFile: "2G", limit: length + 10*time.Minute})
 	stopWatch := m.watchHost(64 << 20)
+	pages := scratch(t)
 	end := time.Now().Add(length)
 	seed := rand.Uint64()
 	t.Logf("seed %d, %v", seed, length)
@@ -53,8 +55,13 @@ func TestSoak(t *testing.T) {
 	repeat(func(round int) error {
 		r := rand.New(rand.NewPCG(seed, uint64(round)))
 		commands := []string{"trim", "flush", "empty standby", "empty modified", "empty workingsets", "empty all", "zero",
-			"memory 24M", "memory 40M", "memory 64M"}
-		_ = m.tryCtl(commands[r.IntN(len(commands))]) // EBUSY is an answer too
+			"memory 24M", "memory 40M", "memory 64M", "combine", "systemcache 1M 4M hard", "systemcache 0 0",
+			"pagefile add " + pages + ",size=1G,prio=3", "pagefile remove 0", "pagefile remove 1"}
+		command := commands[r.IntN(len(commands))]
+		if strings.HasPrefix(command, "pagefile remove") && len(m.pageFiles()) < 2 {
+			return nil // what the jobs write would not fit
+		}
+		_ = m.tryCtl(command) // EBUSY is an answer too
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 		return nil
 	})
@@ -67,6 +74,10 @@ func TestSoak(t *testing.T) {
 		return err
 	})
 	programs.Wait()
+	run(t, m.dir, "sh", "-c", "rm -rf ./*")
+	for f := m.pageFiles(); len(f) > 1; f = m.pageFiles() { // as many as at first
+		m.ctl(fmt.Sprint("pagefile remove ", f[len(f)-1].Number))
+	}
 	stopWatch()
 	if out, err := exec.Command("sh", "-c", "cat "+filepath.Join(m.dir, ".proc/vmstat")).Output(); err == nil {
 		t.Logf("%s", out)
