@@ -59,7 +59,7 @@ func (p *Process) prove() (errs []error) {
 
 // pieceOf says whether both may have been one placeholder.
 func (v *vad) pieceOf(o *vad) bool {
-	return o.last+1 == v.first && (v.placeholder || v.replaced) && (o.placeholder || o.replaced)
+	return (v.placeholder || v.replaced) && (o.placeholder || o.replaced)
 }
 
 // check looks at one allocation, and counts its committed pages.
