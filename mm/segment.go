@@ -463,7 +463,7 @@ func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 		o := w.owner()
 		l := s.rec.leaves.At(o.leaf())
 		p = s.pageInfo(index, s.rec.word(l, o.index()), false)
-		p.Shared = true
+		p.Shared, p.Promised = true, w.isCommitted()
 		return p
 	}
 	switch w.kind() {

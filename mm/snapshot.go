@@ -117,6 +117,7 @@ type PageInfo struct {
 	Sharers  uint32 // pages that share its bytes with it, itself among them; 0 if it is not combined
 	Locked   bool   // locked in its process's working set
 	Shared   bool   // of a process's page: it is a file's, mapped by a view
+	Promised bool   // of such a page: space is committed for the process's own copy
 	Shares   uint32 // of a file's page: how many processes have it in their working sets
 	Why      string // what brought it where it is: a pfn.Event of its frame, or the pfn.Departure of a page without one
 }

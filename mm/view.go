@@ -206,6 +206,14 @@ func (v *View) copyPage(page uint64, lo int, data []byte) error {
 	return err
 }
 
+// Page describes the segment's page that a page of the view shows, whether or not it is in the working set.
+func (v *View) Page(page uint64) PageInfo {
+	info := PageInfo{State: StateZero, Frame: -1, PageFile: -1, Slot: -1}
+	v.seg.Each(v.shown(page), 1, func(i PageInfo) bool { info = i; return false })
+	info.Index, info.Shared = page, true
+	return info
+}
+
 // Prefetch reads the segment's pages back onto Standby, as far as frames are free.
 func (v *View) Prefetch(first, last uint64) error {
 	_, err := v.seg.Prefetch(v.shown(first), v.shown(last))

@@ -50,16 +50,18 @@ func processSmaps(p *Process) *Doc {
 	d.Lines("", lines...)
 	d.Records("smaps", []Column{
 		{Key: "base"}, {Key: "size_bytes"}, {Key: "state"}, {Key: "type"}, {Key: "protect"}, {Key: "use"}, {Key: "committed_bytes"},
-		{Key: "rss_bytes"}, {Key: "shared_bytes"}, {Key: "private_clean_bytes"}, {Key: "private_dirty_bytes"}, {Key: "swap_bytes"},
+		{Key: "rss_bytes"}, {Key: "pss_bytes"}, {Key: "shared_clean_bytes"}, {Key: "shared_dirty_bytes"}, {Key: "private_clean_bytes"}, {Key: "private_dirty_bytes"}, {Key: "swap_bytes"},
 		{Key: "locked_bytes"},
 	}, func(yield func([]Value) bool) {
 		for _, u := range all {
 			private := u.Resident - u.Shared
-			dirty := min(u.Dirty, private)
+			dirty := u.Dirty - u.SharedDirty
 			row := []Value{Hex(u.BaseAddress), Count(u.RegionSize), Word(u.State.String()), Word(u.Type.String()), protection(u.Protect),
 				Word(u.Use)}
-			for _, pages := range []uint64{u.Committed, u.Resident, u.Shared, private - dirty, dirty, u.Paged, u.Locked} {
-				row = append(row, Count(pages<<mm.PageShift))
+			for _, bytes := range []uint64{u.Committed << mm.PageShift, u.Resident << mm.PageShift, u.Proportional,
+				(u.Shared - u.SharedDirty) << mm.PageShift, u.SharedDirty << mm.PageShift, (private - dirty) << mm.PageShift,
+				dirty << mm.PageShift, u.Paged << mm.PageShift, u.Locked << mm.PageShift} {
+				row = append(row, Count(bytes))
 			}
 			if !yield(row) {
 				return
@@ -97,13 +99,13 @@ func smap(u *process.RegionUsage) []string {
 	lines := []string{strings.TrimRight(fmt.Sprintf("%08x-%08x %c%c%c%c 00000000 00:00 0 %-25s %s", u.BaseAddress, u.BaseAddress+u.RegionSize,
 		may(readable, 'r'), may(readable && prot.Writable(), 'w'), may(readable && prot.Executable(), 'x'), share, "", use(u.Use)), " ")}
 	private := u.Resident - u.Shared
-	dirty := min(u.Dirty, private)
+	dirty := u.Dirty - u.SharedDirty
 	for _, f := range []struct {
 		label string
 		pages uint64
 	}{
-		{"Size", u.RegionSize >> mm.PageShift}, {"KernelPageSize", 1}, {"MMUPageSize", 1}, {"Rss", u.Resident}, {"Pss", private},
-		{"Shared_Clean", u.Shared}, {"Shared_Dirty", 0}, {"Private_Clean", private - dirty}, {"Private_Dirty", dirty},
+		{"Size", u.RegionSize >> mm.PageShift}, {"KernelPageSize", 1}, {"MMUPageSize", 1}, {"Rss", u.Resident}, {"Pss", u.Proportional >> mm.PageShift},
+		{"Shared_Clean", u.Shared - u.SharedDirty}, {"Shared_Dirty", u.SharedDirty}, {"Private_Clean", private - dirty}, {"Private_Dirty", dirty},
 		{"Referenced", u.Resident}, {"Anonymous", private}, {"Swap", u.Paged}, {"SwapPss", u.Paged}, {"Locked", u.Locked},
 	} {
 		lines = append(lines, fmt.Sprintf("%-16s %8d kB", f.label+":", f.pages<<mm.PageShift>>10))
@@ -135,6 +137,7 @@ func processPages(p *Process) *Doc {
 		{Head: "Dirty", Key: "dirty", Width: 5, Left: true}, {Head: "PageFile", Key: "pagefile", Width: 8}, {Head: "Slot", Key: "slot", Width: 8},
 		{Head: "PTE", Key: "pte", Width: 10, Left: true}, {Head: "Accessed", Key: "accessed", Width: 8, Left: true},
 		{Head: "Locked", Key: "locked", Width: 6, Left: true}, {Head: "WriteCopy", Key: "write_copy", Width: 9, Left: true},
+		{Head: "Shares", Key: "shares", Width: 6},
 		{Head: "Protect", Key: "protect", Left: true},
 	}, func(yield func([]Value) bool) {
 		maps := p.Maps()
@@ -154,7 +157,7 @@ func processPages(p *Process) *Doc {
 			}
 			row := []Value{Hex(addr), Word(stateNames[i.State]), None(), None(), None(), None(), Word(pte),
 				Flag(i.State == mm.StateActive), Flag(i.Locked), Flag(prot&(process.WriteCopy|process.ExecuteWriteCopy) != 0),
-				protection(prot)}
+				Count(uint64(i.Shares)), protection(prot)}
 			if i.Frame >= 0 {
 				row[2], row[3] = Count(uint64(i.Frame)), Flag(i.Dirty)
 			}
@@ -171,10 +174,11 @@ func processPages(p *Process) *Doc {
 func processWorkingSet(p *Process) *Doc {
 	d := new(Doc)
 	d.Table("pages", []Column{
-		{Head: "Address", Key: "address", Width: 12}, {Head: "Locked", Key: "locked", Width: 6, Left: true}, {Head: "Protect", Key: "protect", Left: true},
+		{Head: "Address", Key: "address", Width: 12}, {Head: "Locked", Key: "locked", Width: 6, Left: true},
+		{Head: "Shares", Key: "shares", Width: 6}, {Head: "Protect", Key: "protect", Left: true},
 	}, func(yield func([]Value) bool) {
 		for _, w := range p.WorkingSet() {
-			if !yield([]Value{Hex(w.Address), Flag(w.Locked), protection(w.Protection)}) {
+			if !yield([]Value{Hex(w.Address), Flag(w.Locked), Count(uint64(w.ShareCount)), protection(w.Protection)}) {
 				return
 			}
 		}

@@ -78,16 +78,29 @@ type SectionInfo struct {
 
 // Info describes the section at this moment.
 func (s *Section) Info() SectionInfo {
+	path := s.file.Path() // which may take locks of the filesystem's
 	s.machine.objects.Lock()
 	defer s.machine.objects.Unlock()
 	i := SectionInfo{
-		Name: s.name, Path: s.file.Path(), Size: s.size, Protection: s.protection, Attributes: s.attributes,
+		Name: s.name, Path: path, Size: s.size, Protection: s.protection, Attributes: s.attributes,
 		Handles: s.handles, References: s.refs, Views: s.views, Subsections: append([]Subsection(nil), s.subsections...),
 	}
 	if s.image != nil {
 		i.Image = s.image.info()
 	}
 	return i
+}
+
+// use is what a view of the section is, for maps: the path of its file, or its name.
+func (s *Section) use() string {
+	i := s.Info()
+	switch {
+	case !s.pageFile:
+		return i.Path
+	case i.Name != "":
+		return "section:" + i.Name
+	}
+	return "section"
 }
 
 // QuerySection is NtQuerySection. InvalidHandle; AccessDenied without the right to ask.

@@ -81,12 +81,12 @@ func (p *Process) Translate(addr uint64) Translation {
 		return t
 	}
 	page := addr >> pageShift
-	a, info, found := p.look(page)
+	a, info, found, out := p.look(page)
 	for i, l := range table {
 		step := Level{Name: l.name, Index: addr >> l.shift & (1<<l.width - 1)}
 		last := i == len(table)-1
 		switch {
-		case last && t.valid(a, info, found):
+		case last && !out && t.valid(a, info, found):
 			t.Valid, t.Frame = true, info.Frame
 			t.Physical = uint64(info.Frame)<<pageShift | addr&(PageSize-1)
 			step.Entry = p.entry(a.protection, info)
@@ -96,15 +96,16 @@ func (p *Process) Translate(addr uint64) Translation {
 		step.Bits = bitNames(t.Arch, step.Entry, last)
 		t.Levels = append(t.Levels, step)
 		if step.Entry == 0 {
-			t.Why = fmt.Sprintf("%s entry 0x%x is not valid: %s", l.name, step.Index, why(a, info, found))
+			t.Why = fmt.Sprintf("%s entry 0x%x is not valid: %s", l.name, step.Index, why(a, info, found, out))
 			break
 		}
 	}
 	return t
 }
 
-// look gathers what is known of a page at one moment.
-func (p *Process) look(page uint64) (a attr, info mm.PageInfo, found *vad) {
+// look gathers what is known of a page at one moment. out says that it shows a page of a section that is not in the process's
+// working set, wherever it is otherwise.
+func (p *Process) look(page uint64) (a attr, info mm.PageInfo, found *vad, out bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if found = p.find(page); found == nil {
@@ -116,10 +117,16 @@ func (p *Process) look(page uint64) (a attr, info mm.PageInfo, found *vad) {
 	case found.physical && p.awe.mapped(page):
 		a = attr{committed: true, protection: ReadWrite}
 		info = p.awe.space.Page(p.awe.at[page])
+	case found.view != nil:
+		a.committed, _ = found.view.state(page, page)
+		info = p.space.Page(page)
+		if out = a.committed && !a.copied && !info.Shared; out {
+			info = found.view.at(page).shown.Page(page)
+		}
 	case !found.physical && a.committed:
 		info = p.space.Page(page)
 	}
-	return a, info, found
+	return a, info, found, out
 }
 
 // valid says whether the processor would find the page.
@@ -129,7 +136,7 @@ func (t *Translation) valid(a attr, info mm.PageInfo, v *vad) bool {
 }
 
 // why is what the memory manager would say to a touch of a page that is not valid.
-func why(a attr, info mm.PageInfo, v *vad) string {
+func why(a attr, info mm.PageInfo, v *vad, out bool) string {
 	switch {
 	case v == nil:
 		return "the address is free: a touch is an access violation"
@@ -149,6 +156,10 @@ func why(a attr, info mm.PageInfo, v *vad) string {
 		return "no access: a touch is an access violation"
 	}
 	switch info.State {
+	case mm.StateActive:
+		if out {
+			return fmt.Sprintf("prototype PTE, in another working set, frame %d: a touch is a soft fault", info.Frame)
+		}
 	case mm.StateZero, mm.StateCommitted:
 		return "demand zero: a touch takes a frame of zeros"
 	case mm.StatePaged:
@@ -198,10 +209,10 @@ func (p *Process) entry(prot Protection, info mm.PageInfo) uint64 {
 	p.mu.Unlock()
 	if p.image.Arch == ARM64 {
 		e |= armValid | armTable | armUser | armShared | armAccess | armNotGlob | armPXN
-		if !prot.Writable() || !info.Dirty {
+		if !prot.Writable() || !info.Dirty || prot.copies() {
 			e |= armReadOnly // a clean page is made writable at the first store
 		}
-		if prot.Writable() {
+		if prot.Writable() && !prot.copies() {
 			e |= armDBM
 		}
 		if !prot.Executable() {
@@ -216,7 +227,7 @@ func (p *Process) entry(prot Protection, info mm.PageInfo) uint64 {
 		return e
 	}
 	e |= x86Present | x86User | x86Accessed
-	if prot.Writable() {
+	if prot.Writable() && !prot.copies() { // a store to a page that is to be copied faults
 		e |= x86Write
 	}
 	if info.Dirty {

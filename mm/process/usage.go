@@ -6,10 +6,14 @@ import "memfs/mm"
 type Usage struct {
 	Committed uint64 // in the process's own memory
 	Resident  uint64 // in its working set
-	Shared    uint64 // of those: pages that other processes may have as well
-	Dirty     uint64 // of those: with bytes that no store has
-	Locked    uint64
-	Paged     uint64 // in a page file or compressed, and in no frame
+	Shared    uint64 // of those: pages of sections, which other processes may have as well
+	Dirty     uint64 // of the resident: with bytes that no store has
+	// SharedDirty are those of both kinds.
+	SharedDirty uint64
+	// Proportional is the resident pages' size in bytes, each divided by the processes that have it.
+	Proportional uint64
+	Locked       uint64
+	Paged        uint64 // in a page file or compressed, and in no frame
 }
 
 // RegionUsage is a region of maps with the pages behind it.
@@ -47,10 +51,19 @@ func (p *Process) Usage() []RegionUsage {
 }
 
 func (u *Usage) add(i mm.PageInfo) {
-	u.Committed++
+	if !i.Shared || i.Promised {
+		u.Committed++
+	}
 	switch i.State {
 	case mm.StateActive:
 		u.Resident++
+		u.Proportional += PageSize / uint64(max(i.Shares, 1))
+		if i.Shared {
+			u.Shared++
+		}
+		if i.Shared && i.Dirty {
+			u.SharedDirty++
+		}
 		if i.Dirty {
 			u.Dirty++
 		}

@@ -456,15 +456,19 @@ func (p *Process) FlushView(addr, size uint64) error {
 // FileInvalid if it is page-file-backed.
 func (p *Process) MappedFile(addr uint64) (string, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	v, err := p.viewAt(addr)
-	switch {
-	case err != nil:
+	if err != nil {
+		p.mu.Unlock()
 		return "", UnexpNetErr
-	case v.view.section.pageFile:
+	}
+	s := v.view.section
+	p.machine.reference(s)
+	p.mu.Unlock()
+	defer p.machine.dereference(s, false)
+	if s.pageFile {
 		return "", FileInvalid
 	}
-	return v.view.section.file.Path(), nil
+	return s.file.Path(), nil
 }
 
 // --- protection ------------------------------------------------------------------------------------------------------------

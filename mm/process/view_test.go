@@ -3,6 +3,7 @@ package process
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -181,4 +182,75 @@ func (f closingFile) Close()                { *f.closed++; f.looseFile.Close() }
 
 func (c *closing) Open(*Process, string, uint32, Disposition) (File, bool, error) {
 	return closingFile{&looseFile{seg: c.sys.NewSegment(nil)}, c.closed}, false, nil
+}
+
+// TestViewShown walks the page table for pages of views, and sees what maps and smaps are told of them.
+func TestViewShown(t *testing.T) {
+	sys := newSystem(t, 64, 64)
+	m := NewMachine(sys, OptIn, Listener{})
+	var ps [2]*Process
+	var views [2]uint64
+	for i, prot := range []Protection{ReadWrite, WriteCopy} {
+		p, err := m.Start(Image{Arch: X64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, _, err := p.CreateSection(NoHandle, uint32(ReadWrite), 2*PageSize, "shown", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if views[i], err = p.MapView(h, ViewRequest{Protection: prot}); err != nil {
+			t.Fatal(err)
+		}
+		ps[i] = p
+	}
+	usage := func(i int) RegionUsage {
+		for _, u := range ps[i].Usage() {
+			if u.AllocationBase == views[i] {
+				return u
+			}
+		}
+		t.Fatal("no region")
+		return RegionUsage{}
+	}
+	if why := ps[0].Translate(views[0]).Why; !strings.Contains(why, "demand zero") {
+		t.Errorf("never touched: %s", why)
+	}
+	if err := ps[0].Write(views[0], []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if tr := ps[1].Translate(views[1]); tr.Valid || !strings.Contains(tr.Why, "another working set") {
+		t.Errorf("in another working set: %+v", tr)
+	}
+	if err := ps[1].Read(views[1], make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	a, b := ps[0].Translate(views[0]), ps[1].Translate(views[1])
+	if !a.Valid || !b.Valid || a.Frame != b.Frame {
+		t.Errorf("two views of one page: %+v and %+v", a, b)
+	}
+	if bits := b.Levels[3].Bits; slices.Contains(bits, "RW") || !slices.Contains(a.Levels[3].Bits, "RW") {
+		t.Errorf("a page to be copied can be written: %v", bits)
+	}
+	if u := usage(0); u.Use != "section:shown" || u.Shared != 1 || u.SharedDirty != 1 || u.Committed != 0 || u.Proportional != PageSize/2 {
+		t.Errorf("the view: %+v", u)
+	}
+	if u := usage(1); u.Shared != 1 || u.Committed != 2 || u.Resident != 1 {
+		t.Errorf("the view that copies: %+v", u)
+	}
+	if err := ps[1].Write(views[1], []byte{2}); err != nil {
+		t.Fatal(err)
+	}
+	if u := usage(1); u.Shared != 0 || u.Committed != 1 || u.Resident != 1 || u.Dirty != 1 || u.Protect != ReadWrite {
+		t.Errorf("the copied page: %+v", u)
+	}
+	if b := ps[1].Translate(views[1]); !b.Valid || b.Frame == a.Frame || !slices.Contains(b.Levels[3].Bits, "RW") {
+		t.Errorf("a copy: %+v", b)
+	}
+	for _, p := range ps {
+		m.End(p)
+	}
+	if err := errors.Join(append(sys.Check(), sys.Close())...); err != nil {
+		t.Error(err)
+	}
 }

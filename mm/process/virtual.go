@@ -443,13 +443,28 @@ type Map struct {
 // Maps lists the regions that are not free, in order.
 func (p *Process) Maps() (maps []Map) {
 	p.survey()
+	sections := make(map[uint64]*Section) // by allocation base
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, v := range p.vads {
+		if v.view != nil {
+			p.machine.reference(v.view.section)
+			sections[v.base()] = v.view.section
+		}
 		for page := v.first; page <= v.last; {
 			r := v.region(page)
 			maps = append(maps, Map{r, v.use})
 			page += r.RegionSize >> pageShift
+		}
+	}
+	p.mu.Unlock()
+	uses := make(map[*Section]string)
+	for _, s := range sections {
+		uses[s] = s.use()
+		p.machine.dereference(s, false)
+	}
+	for i := range maps {
+		if s := sections[maps[i].AllocationBase]; s != nil {
+			maps[i].Use = uses[s]
 		}
 	}
 	return maps
