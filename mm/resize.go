@@ -274,7 +274,8 @@ func (s *System) shrink(n uint64, r *Resized) (had uint64) {
 	}
 }
 
-// makeRoom writes modified pages out, or if there are none, trims; false if there is nothing to do either.
+// makeRoom writes modified pages out, or if there are none, trims: the system cache's working set, else the processes'; false
+// if there is nothing to do either.
 func (s *System) makeRoom(r *Resized) bool {
 	written, _ := s.writeCluster(0) // an error is the listener's; the pages stay
 	r.Written += written
@@ -283,7 +284,16 @@ func (s *System) makeRoom(r *Resized) bool {
 	}
 	views, moved, err := s.trimOldest(false)
 	r.Trimmed += moved
-	return views > 0 && err == nil
+	if views > 0 && err == nil {
+		return true
+	}
+	for _, p := range s.inTurn() {
+		if n := p.trimSome(ViewPages); n > 0 {
+			r.Trimmed += n
+			return true
+		}
+	}
+	return false
 }
 
 // shrinkResult is what one step came to.

@@ -138,10 +138,19 @@ func (s *Section) unnamed() {
 	}
 }
 
-func (s *Section) grant(has, want uint32) uint32 { return has & sectionAccess(want) }
+func (s *Section) grant(has, want uint32) uint32 {
+	if want&SectionMapExecuteExplicit != 0 {
+		want |= SectionMapExecute
+	}
+	return has & want
+}
 
-// sectionAccess is what FILE_MAP_ and SECTION_ bits ask for, taken literally. FILE_MAP_EXECUTE is not a right of its own.
+// sectionAccess is what FILE_MAP_ and SECTION_ bits ask for, taken literally, save that FILE_MAP_COPY alone is a right to read
+// and FILE_MAP_EXECUTE is not a right of its own.
 func sectionAccess(want uint32) uint32 {
+	if want == FileMapCopy {
+		return SectionMapRead
+	}
 	if want&SectionMapExecuteExplicit != 0 {
 		want |= SectionMapExecute
 	}

@@ -363,7 +363,7 @@ func (m *viewModel) Protect(t *rapid.T) {
 	var wanted error
 	one, committed := o.one(first, last)
 	switch {
-	case !one && !prot.valid():
+	case o.pages[first] == nil && !prot.valid():
 		wanted = InvalidParameter
 	case !one:
 		wanted = InvalidAddress

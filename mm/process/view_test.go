@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -182,6 +183,65 @@ func (f closingFile) Close()                { *f.closed++; f.looseFile.Close() }
 
 func (c *closing) Open(*Process, string, uint32, Disposition) (File, bool, error) {
 	return closingFile{&looseFile{seg: c.sys.NewSegment(nil)}, c.closed}, false, nil
+}
+
+// TestViewsAndResize has memory grow smaller while processes map pages: frames that they share move, and are counted as before.
+func TestViewsAndResize(t *testing.T) {
+	const pages = 120
+	sys := newSystem(t, 600, 2048)
+	sys.Start()
+	m := NewMachine(sys, OptIn, Listener{})
+	var ps []*Process
+	var views []uint64
+	for range 2 {
+		p, err := m.Start(Image{Arch: X64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, _, err := p.CreateSection(NoHandle, uint32(ReadWrite), pages*PageSize, "moves", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := p.MapView(h, ViewRequest{Protection: ReadWrite})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ps, views = append(ps, p), append(views, v)
+	}
+	all := func(what func(p *Process, at uint64, page byte) error) {
+		t.Helper()
+		for i, p := range ps {
+			for page := range uint64(pages) {
+				if err := what(p, views[i]+page*PageSize, byte(page)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	all(func(p *Process, at uint64, page byte) error { return p.Write(at, []byte{page, page + 1}) })
+	for _, frames := range []uint64{300, 60, 600} {
+		b := sys.Budget()
+		b.CommitLimit, b.Frames = b.PageFile+frames, frames
+		if _, err := sys.Resize(b); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range append(sys.Check(), m.Check()...) {
+			t.Error(err)
+		}
+		all(func(p *Process, at uint64, page byte) error {
+			b := make([]byte, 2)
+			if err := p.Read(at, b); err != nil || b[0] != page || b[1] != page+1 {
+				return fmt.Errorf("%d frames, page %d: %x, %w", frames, page, b, err)
+			}
+			return nil
+		})
+	}
+	for _, p := range ps {
+		m.End(p)
+	}
+	if err := sys.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestViewShown walks the page table for pages of views, and sees what maps and smaps are told of them.

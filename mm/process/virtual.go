@@ -345,6 +345,9 @@ func (p *Process) protect(addr, size uint64, prot Protection) (old Protection, e
 		}
 		return old, nil
 	}
+	if v != nil && v.view != nil {
+		return NoAccess, InvalidAddress
+	}
 	if !prot.valid() {
 		return 0, InvalidParameter
 	}

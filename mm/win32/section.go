@@ -84,11 +84,11 @@ func init() {
 		Row{Name: "SetFilePointerEx", Params: "File DistanceToMove MoveMethod", Do: setFilePointerEx,
 			Help: "move the position, with 64 bits"},
 		Row{Name: "SetEndOfFile", Params: "File", Help: "make the file end at its position",
-			Do: func(c *Call) error { return c.done(c.Process.SetEndOfFile(process.Handle(c.Number("File")))) }},
+			Do: func(c *Call) error { return c.done(c.Process.SetEndOfFile(c.handle("File"))) }},
 		Row{Name: "GetFileSize", Params: "File", Do: getFileSize, Help: "the file's size; returns its low half"},
 		Row{Name: "GetFileSizeEx", Params: "File", Do: getFileSizeEx, Help: "the file's size"},
 		Row{Name: "FlushFileBuffers", Params: "File", Do: func(c *Call) error {
-			_, err := c.Process.FileSize(process.Handle(c.Number("File")))
+			_, err := c.Process.FileSize(c.handle("File"))
 			return c.done(err)
 		}, Help: "what is in memory is the file already"},
 
@@ -103,7 +103,14 @@ func init() {
 	)
 }
 
-func (c *Call) handle(name string) process.Handle { return process.Handle(c.Number(name)) }
+// handle is a handle as the caller's processor has it: INVALID_HANDLE_VALUE has all the bits that there are.
+func (c *Call) handle(name string) process.Handle {
+	n := c.Number(name)
+	if c.Process.Image().Arch.Pointer() == 4 && n == 0xFFFFFFFF {
+		return process.NoHandle
+	}
+	return process.Handle(n)
+}
 
 // wide joins the halves of a number of 64 bits; the low one may have more than 32.
 func (c *Call) wide(high, low string) uint64 { return c.Number(high)<<32 + c.Number(low) }
@@ -343,14 +350,11 @@ func getFileSizeEx(c *Call) error {
 const pseudoHandles = 6
 
 func closeHandle(c *Call) error {
-	h := c.Number("Handle")
-	if h >= ^uint64(0)-(pseudoHandles-1) {
+	h := c.handle("Handle")
+	if h > process.NoHandle-pseudoHandles || c.closeNotification(uint64(h)) {
 		return c.done(nil)
 	}
-	if c.closeNotification(h) {
-		return c.done(nil)
-	}
-	return c.done(c.Process.Close(process.Handle(h)))
+	return c.done(c.Process.Close(h))
 }
 
 func duplicateHandle(c *Call) error {
