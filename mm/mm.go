@@ -26,6 +26,7 @@
 //	nonpaged pool                        record frames (records.go)
 //	hot add and removal of memory        SetMemory (resize.go)
 //	private memory of a process          Space (space.go); address spaces proper are in mm/process
+//	PTE that maps a prototype PTE        shared word of a Space; share count: pfn.Share (view.go)
 //
 // # Private memory
 //
@@ -37,6 +38,9 @@
 //
 // Real programs see the host's copy of a page, simulated processes ours. Segment.Fetch and Segment.Edit keep them coherent
 // (coherence.go).
+//
+// A View shows pages of a file in a process: its page table has shared words that lead to the file's prototype PTEs, and a
+// frame counts them. A file's page is valid as long as there is one, or a view of the host's.
 //
 // # Locks, in order
 //

@@ -1,15 +1,17 @@
 // Package process is simulated processes: virtual address spaces with the exact semantics of the Win32 memory API. A
 // process has a tree of virtual address descriptors (vad.go), each with the protection of its pages; the pages themselves
-// are an mm.Space, so that they compete with files' pages for the same frames. Nothing is executed: programs are whoever
-// calls the methods, which are named after the Win32 calls without Virtual or Process, and return an Error or, where
-// memory is touched, an *Exception.
+// are an mm.Space, so that they compete with files' pages for the same frames. Views (view.go) show pages of sections
+// (section.go), which a process has by handles (object.go); files come from whoever implements Files (file.go). Nothing is
+// executed: programs are whoever calls the methods, which are named after the Win32 calls without Virtual or Process, and
+// return an Error or, where memory is touched, an *Exception.
 //
 // # Locks
 //
 // Process.mu guards everything about one process and is never held across I/O. An access holds its pages (see hold) while
 // it copies and faults; a call that changes pages holds them exclusively. So a change of protection takes effect when
 // every access that began before it has ended, as after a TLB shoot-down, and nobody waits behind a page that he has no
-// business with. Machine.mu is taken before no other lock.
+// business with. Machine.mu is taken before no other lock. The locks of handles and objects come after Process.mu, and nothing
+// comes after them.
 package process
 
 import (
