@@ -452,6 +452,16 @@ func helpRows() iter.Seq[[]Value] {
 				return
 			}
 		}
+		for _, e := range PerHeaps {
+			if !row(e.Perm, "PROCESS/heaps/"+e.Name, e.Help) {
+				return
+			}
+		}
+		for _, e := range PerHeap {
+			if !row(e.Perm, "PROCESS/heaps/N/"+e.Name, e.Help) {
+				return
+			}
+		}
 		for _, e := range PolicyHelp {
 			if !row(0644, "policy/"+e[0], e[1]) {
 				return
