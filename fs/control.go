@@ -27,10 +27,12 @@ import (
 //	.proc/PROCESS/heaps/       its heaps: ctl.PerHeaps, and N/ with ctl.PerHeap for each
 //	.proc/self                 a link to the caller's own
 //	.proc/policy/              policyRows
+//	.proc/sections/            a directory of real files (section.go)
 //	.proc/files/               the real tree again, from its root
 //	.proc/files/DIR/           a real directory: its entries, and ctl.PerDir for itself
 //	.proc/files/PATH/          a regular file: a folder with ctl.PerFile
 //	                           symlinks (not followed), fifos, sockets and devices: a folder with ctl.PerSpecial
+//	.proc/files/.proc/sections/NAME/   the same for the files of named sections
 //
 // A real name that looks like a control of its directory (":info") has one more colon in front in .proc/files.
 //
@@ -71,6 +73,7 @@ const (
 	controlLink                          // a link of .proc: row 0 is .proc/self, others are noticeKinds
 	controlHeaps                         // row 0 is the folder of a process's heaps, others are rows of ctl.PerHeaps
 	controlHeap                          // row 0 is the folder of one heap, others are rows of ctl.PerHeap
+	controlSections                      // .proc/sections, which is a real directory: never a node of the control tree's own
 )
 
 // filesName is the name of the real tree's copy in .proc, policyName that of the folder of boot policies, selfName that of
@@ -172,6 +175,7 @@ type controlTree struct {
 
 func newControlTree(f *fileSystem) *controlTree {
 	processes := newProcessTable(f.sys, f.opts.UID, f.opts.NX, f.opts.Log)
+	processes.machine.SetFiles(processFiles{f, processes})
 	if err := f.startSystem(processes); err != nil {
 		f.opts.Log("no system process: %v", err)
 	}
@@ -353,6 +357,8 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 			return controlNode{kind: controlPolicy}, true
 		case name == selfName:
 			return controlNode{kind: controlLink}, true
+		case name == sectionsName:
+			return controlNode{kind: controlSections, real: c.fs.sections}, true
 		}
 		for i, notice := range noticeKinds {
 			if notice.name == name {
@@ -368,6 +374,9 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 		n.kind = controlDirRow
 		row, json = ctl.Lookup(ctl.PerDir, name)
 		if row < 0 {
+			if c.fs.reserved(dir.real, name) {
+				return controlFor(c.fs.hidden), true
+			}
 			real := dir.real.child(realName(name))
 			if real == nil {
 				return n, false
@@ -445,6 +454,9 @@ func (c *controlTree) lookup(cancel <-chan struct{}, header *fuse.InHeader, name
 		if n, ok = c.find(&dir, name); !ok {
 			return fuse.ENOENT
 		}
+	}
+	if n.kind == controlSections {
+		return c.fs.lookupNode(n.real, out)
 	}
 	c.enter(&n, out)
 	return fuse.OK
@@ -741,7 +753,10 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 		if status := sentToUs(n.real); !status.Ok() {
 			return nil, status
 		}
-		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{Stat: controlStat(n.real), File: controlled{n.real.section, n.real}, Protection: n.real.protection().String()})
+		doc = ctl.PerFile[n.row].Render(&ctl.RegularFile{
+			Stat: controlStat(n.real), File: controlled{n.real.section, n.real},
+			Protection: n.real.protection().String(), Area: c.processes.machine.ControlArea(n.real.section.Segment()),
+		})
 	case controlDirRow:
 		dir, status := sum(n.real, caller)
 		if !status.Ok() {
@@ -1016,6 +1031,8 @@ func (c *controlTree) readdir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse
 		switch {
 		case n.isDir():
 			entry.Mode = syscall.S_IFDIR
+		case n.kind == controlSections:
+			entry.Mode, entry.Ino = syscall.S_IFDIR, n.real.id
 		case n.kind == controlLink:
 			entry.Mode = syscall.S_IFLNK
 		}
@@ -1044,7 +1061,7 @@ func (c *controlTree) controls(dir *controlNode) []string {
 	names := []string{".", ".."}
 	switch dir.kind {
 	case controlRoot:
-		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName, policyName, selfName)
+		names = append(slices.AppendSeq(names, ctl.Names(ctl.Top)), filesName, policyName, sectionsName, selfName)
 		for _, notice := range noticeKinds {
 			names = append(names, notice.name)
 		}

@@ -32,6 +32,8 @@
 //	memory.go   the address spaces of processes as files
 //	faults.go   recordings of a file's faults
 //	rule.go     rules for files' pages, as attributes
+//	section.go  .proc/sections: named sections as files
+//	files.go    files as simulated processes use them
 //
 // # Node ids
 //
@@ -118,6 +120,8 @@ type Launderer interface {
 	// returns when that is done but before the file is closed again, because the close waits for the inode lock that the
 	// program behind an LSEEK holds. ESTALE and ENOENT mean that the host has nothing of that node.
 	WriteBack(node uint64, off, n int64) error
+	// Truncate sets the size of a file as ftruncate(2) does, by way of the host kernel, which owns the sizes of files.
+	Truncate(node uint64, size int64) error
 	// Close ends the child. A second call does nothing.
 	Close() error
 }
@@ -235,6 +239,9 @@ type fileSystem struct {
 	server  *fuse.Server // for notifications; nil when there is no kernel, as in tests
 	control *controlTree
 	root    *node
+	hidden  *node // .proc as a directory of real nodes, which has nothing but sections
+	// sections is .proc/sections: the files of named sections.
+	sections *node
 
 	nodes   nodeTable
 	handles handleTable
@@ -298,6 +305,9 @@ func newFileSystem(o Options) (*fileSystem, error) {
 	root.refs.lookups = 1 // the kernel never forgets it
 	root.mu.Unlock()
 	f.root = root
+	if err := f.makeSections(); err != nil {
+		return nil, err
+	}
 	f.control = newControlTree(f)
 	if err := f.notices.open(); err != nil {
 		return nil, err

@@ -830,6 +830,8 @@ func (l *waitingLaunderer) WriteBack(node uint64, off, n int64) error {
 	return l.answer
 }
 
+func (l *waitingLaunderer) Truncate(node uint64, size int64) error { return l.answer }
+
 func (l *waitingLaunderer) Close() error {
 	l.closed = true
 	return nil

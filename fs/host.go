@@ -9,7 +9,10 @@ import (
 )
 
 // A regular node is the mm.Host of its section: the host kernel's page cache of the file is the section's mapped views.
-var _ mm.Host = (*node)(nil)
+var (
+	_ mm.Host  = (*node)(nil)
+	_ mm.Sized = (*node)(nil)
+)
 
 // WriteBack has the host kernel send what programs have written in [off, off+n) of the file (n < 0: to the end). If the
 // launderer cannot, or there is none, that is no error: the Invalidate that follows sends dirty pages as well, one at a
@@ -76,6 +79,9 @@ func except(err error, harmless ...[]syscall.Errno) error {
 	}
 	return err
 }
+
+// Size is the size of the file as far as the host has told: there are no pages beyond it.
+func (n *node) Size() int64 { return n.section.Size() }
 
 // Written reports whether the host kernel may hold bytes of the file that it has not sent.
 func (n *node) Written() bool { return n.openForWriting() }

@@ -279,10 +279,10 @@ func (t *processTable) list() (list []*ctl.Process) {
 	return list
 }
 
-// execute runs the lines of one write. Calls of processes that real programs map wait for the host to send and drop pages,
-// so only so many may run at once then. Others wait a moment, holding no more than their request, before they are told EBUSY.
+// execute runs the lines of one write. If they may wait for the host to send and drop pages, only so many may run at once.
+// Others wait a moment, holding no more than their request, before they are told EBUSY.
 func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (replies []byte, failed syscall.Errno, st fuse.Status) {
-	if slices.ContainsFunc(t.machine.Processes(), (*process.Process).Mapped) {
+	if t.waits(s, input) {
 		for tries := 0; !gate.TryEnter(); tries++ {
 			if tries == 100 {
 				return nil, 0, fuse.EBUSY
@@ -293,6 +293,20 @@ func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (repli
 	}
 	replies, failed = t.lines(s, input)
 	return replies, failed, fuse.OK
+}
+
+// smallWrite is how long a write can be without keeping one of the buffers that the host's own WRITEs need: go-fuse copies
+// such a request out of it.
+const smallWrite = 40
+
+// waits says whether lines may wait for the host, and keep a buffer meanwhile: calls of processes that real programs map, and
+// those that have to do with files and sections.
+func (t *processTable) waits(s *simulated, input []byte) bool {
+	if slices.ContainsFunc(t.machine.Processes(), (*process.Process).Mapped) {
+		return true
+	}
+	return len(input) > smallWrite &&
+		(s.process().UsesFiles() || bytes.Contains(input, []byte("File")) || bytes.Contains(input, []byte(": ")))
 }
 
 // lines runs the lines of one write. The errno is that of the last line that was one.

@@ -66,8 +66,8 @@ func (f *fileSystem) lookupNode(n *node, out *fuse.EntryOut) fuse.Status {
 
 // parent is the directory that a directory is in, the root's being itself; nil for one that is removed.
 func (f *fileSystem) parent(dir *node) *node {
-	if dir == f.root {
-		return dir
+	if dir == f.root || dir == f.hidden {
+		return f.root
 	}
 	f.tree.RLock()
 	defer f.tree.RUnlock()
@@ -118,7 +118,11 @@ func (n *node) path() string {
 	var names []string
 	for ; e != nil; e = e.parent.entry {
 		names = append(names, e.name)
-		if e.parent == f.root {
+		switch e.parent {
+		case f.hidden:
+			names = append(names, f.opts.ProcName)
+			fallthrough
+		case f.root:
 			slices.Reverse(names)
 			return "/" + strings.Join(names, "/")
 		}
@@ -127,6 +131,16 @@ func (n *node) path() string {
 		return "/"
 	}
 	return ""
+}
+
+// directory is a directory that the node has a name in, nil if it is not known to have one.
+func (n *node) directory() *node {
+	n.fs.tree.RLock()
+	defer n.fs.tree.RUnlock()
+	if n.entry == nil {
+		return nil
+	}
+	return n.entry.parent
 }
 
 // findLink walks a directory for a name of a node: the way for a file that had hard links and lost the name it was known
@@ -162,6 +176,9 @@ func (f *fileSystem) create(id uint64, name string, c creation, out *fuse.EntryO
 		return nil, st
 	}
 	if st := f.checkNewName(parent, name); !st.Ok() {
+		return nil, st
+	}
+	if st := f.sectionOnly(parent, c.mode); !st.Ok() {
 		return nil, st
 	}
 	n, st := f.newNode(parent.seed(c))
@@ -240,6 +257,9 @@ func (f *fileSystem) link(id uint64, name string, target uint64, out *fuse.Entry
 		return fuse.EPERM
 	}
 	if st := f.checkNewName(parent, name); !st.Ok() {
+		return st
+	}
+	if st := f.apart(n.directory(), parent); !st.Ok() {
 		return st
 	}
 	if n.attr().Nlink >= maxLinks {
@@ -335,18 +355,31 @@ func (f *fileSystem) remove(id uint64, name string, dir bool) fuse.Status {
 		return fuse.EPERM
 	}
 	victim, st := f.removeName(parent, name, dir)
-	if st.Ok() {
-		victim.release()
+	if !st.Ok() {
+		return st
 	}
-	return st
+	if parent == f.sections {
+		f.sectionRemoved(name, victim)
+	}
+	victim.release()
+	return fuse.OK
 }
 
 func (f *fileSystem) removeName(parent *node, name string, dir bool) (*node, fuse.Status) {
+	return f.removeEntry(parent, name, dir, nil)
+}
+
+// removeOnly is removeName of a name that is only's, and not of what has the name since.
+func (f *fileSystem) removeOnly(parent *node, name string, only *node) (*node, fuse.Status) {
+	return f.removeEntry(parent, name, false, only)
+}
+
+func (f *fileSystem) removeEntry(parent *node, name string, dir bool, only *node) (*node, fuse.Status) {
 	f.tree.Lock()
 	defer f.tree.Unlock()
 	e := parent.dir.find(name)
 	switch {
-	case e == nil:
+	case e == nil, only != nil && e.node != only:
 		return nil, fuse.ENOENT
 	case dir && !e.node.isDir():
 		return nil, fuse.ENOTDIR
@@ -388,6 +421,9 @@ func (f *fileSystem) rename(in *fuse.RenameIn, oldName, newName string) fuse.Sta
 		return enametoolong
 	case f.reserved(from, oldName) || f.reserved(to, newName):
 		return fuse.EPERM
+	}
+	if st := f.apart(from, to); !st.Ok() {
+		return st
 	}
 	source := place{parent: from, name: oldName}
 	if in.Flags&unix.RENAME_WHITEOUT != 0 {

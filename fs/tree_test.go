@@ -19,7 +19,7 @@ import (
 func checkTree(t interface{ Errorf(string, ...any) }, k *kernel) {
 	k.tree.Lock()
 	defer k.tree.Unlock()
-	links := map[*node]uint32{k.root: 2}
+	links := map[*node]uint32{k.root: 2, k.hidden: 2}
 	records := 0
 	k.nodes.each(func(n *node) {
 		n.mu.Lock()
@@ -29,16 +29,18 @@ func checkTree(t interface{ Errorf(string, ...any) }, k *kernel) {
 			records += checkDirectory(t, n, links)
 		}
 	})
-	used := uint64(0)
+	used := uint64(0) // the two of makeSections do not count
 	k.nodes.each(func(n *node) {
-		used++
+		if n != k.hidden && n != k.sections {
+			used++
+		}
 		if got := n.attr().Nlink; got != links[n] {
 			t.Errorf("node %d has %d links, its names make %d", n.id, got, links[n])
 		}
 		switch {
 		case n.entry != nil && n.entry.node != n:
 			t.Errorf("node %d is known by a name of another", n.id)
-		case n.isDir() && n != k.root && (n.entry == nil) != n.dir.removed:
+		case n.isDir() && n != k.root && n != k.hidden && (n.entry == nil) != n.dir.removed:
 			t.Errorf("directory %d: removed is %v, named %v", n.id, n.dir.removed, n.entry != nil)
 		}
 	})

@@ -10,7 +10,7 @@ import (
 type Segment struct {
 	sys  *System
 	id   uint32
-	host Host // nil of private memory
+	host Host // nil of private memory, and of what no real program can see
 
 	space    *Space // whose private memory it is; nil of a file
 	combined bool   // the one of combined pages
@@ -235,8 +235,23 @@ func (g *Segment) retire() {
 	}
 }
 
+// Sized is a Host of a file whose size programs may change at any time. Size waits for nothing.
+type Sized interface{ Size() int64 }
+
+// inside says whether a page is one of the file's. With the segment's lock held it stays so for as long: pages are cut off
+// (Punch) after the size has changed.
+func (g *Segment) inside(page uint64) bool {
+	f, ok := g.host.(Sized)
+	return !ok || int64(page) < (f.Size()+PageSize-1)>>PageShift
+}
+
 // Commit promises space for pages first..last (inclusive), as fallocate does; what is there stays.
-func (g *Segment) Commit(first, last uint64) error {
+func (g *Segment) Commit(first, last uint64) error { return g.promise(first, last, false) }
+
+// commitInside is Commit for a process: StatusInPageError beyond the end of the file.
+func (g *Segment) commitInside(first, last uint64) error { return g.promise(first, last, true) }
+
+func (g *Segment) promise(first, last uint64, inside bool) error {
 	n, err := g.uncommitted(first, last)
 	if err != nil {
 		return err
@@ -251,19 +266,22 @@ func (g *Segment) Commit(first, last uint64) error {
 	defer func() { g.sys.commit.uncharge(budget, false) }()
 	for key := first >> viewShift; key <= last>>viewShift; key++ {
 		lo, hi := within(key, first, last)
-		if err := g.commitView(key, lo, hi, &budget); err != nil {
+		if err := g.commitView(key, lo, hi, &budget, inside); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (g *Segment) commitView(key uint64, lo, hi uint, budget *uint64) error {
+func (g *Segment) commitView(key uint64, lo, hi uint, budget *uint64, inside bool) error {
 	return g.growing(func() error {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if g.deleted {
 			return StatusDeleted
+		}
+		if inside && !g.inside(key<<viewShift+uint64(hi)) {
+			return StatusInPageError
 		}
 		id, err := g.makeLeaf(key, hi+1)
 		if err != nil {

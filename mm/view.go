@@ -222,16 +222,16 @@ func (v *View) Prefetch(first, last uint64) error {
 
 // fault makes pages of the view, all in one view of the system cache's size, valid, enters them into the working set and
 // pins them; those for which no frame is left are in buffers. With store the segment must have been promised space for them;
-// without, pages for which there is none are zeros.
+// without, pages for which there is none are zeros. StatusInPageError: a page lies beyond the end of the file.
 func (v *View) fault(first, last uint64, store bool) (*ReadSet, error) {
 	g, p := v.seg, v.space
 	p.relieve(last - first + 1)
 	lo, hi := v.shown(first), v.shown(last)
 	n, err := g.uncommitted(lo, hi)
 	if err == nil && n > 0 {
-		err = g.Commit(lo, hi)
+		err = g.commitInside(lo, hi)
 	}
-	if err != nil && (store || err == StatusDeleted) {
+	if err != nil && (store || err != StatusCommitmentLimit) {
 		return nil, err
 	}
 	r := reading{g: g, first: lo, last: hi, demand: true, set: g.sys.newReadSet(hi - lo + 1)}

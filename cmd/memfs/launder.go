@@ -26,25 +26,37 @@ import (
 //
 // Requests and replies are messages of fixed size on a sequenced-packet socket, in this machine's byte order:
 //
-//	request  id, node, offset, length   u64 u64 i64 i64; length < 0: to the end; 0: only open it
-//	reply    id, errno                  u64 u64; 0: done
+//	request  id, node, what, offset, length   u64 u64 u64 i64 i64; length < 0: to the end; 0: only open it
+//	reply    id, errno                        u64 u64; 0: done
+//
+// It also sets the sizes of files on behalf of simulated processes, because the host kernel owns them: what is 1 for that,
+// offset the size.
 
 const (
-	requestSize = 32
+	requestSize = 40
 	replySize   = 16
 )
 
 type launderRequest struct {
 	id, node uint64
+	what     launderWhat
 	off, n   int64
 }
+
+type launderWhat uint64
+
+const (
+	launderWriteBack launderWhat = iota
+	launderTruncate
+)
 
 func (r launderRequest) encode() []byte {
 	b := make([]byte, requestSize)
 	binary.NativeEndian.PutUint64(b[0:], r.id)
 	binary.NativeEndian.PutUint64(b[8:], r.node)
-	binary.NativeEndian.PutUint64(b[16:], uint64(r.off))
-	binary.NativeEndian.PutUint64(b[24:], uint64(r.n))
+	binary.NativeEndian.PutUint64(b[16:], uint64(r.what))
+	binary.NativeEndian.PutUint64(b[24:], uint64(r.off))
+	binary.NativeEndian.PutUint64(b[32:], uint64(r.n))
 	return b
 }
 
@@ -54,8 +66,9 @@ func decodeRequest(b []byte) (r launderRequest, err error) {
 	}
 	r.id = binary.NativeEndian.Uint64(b[0:])
 	r.node = binary.NativeEndian.Uint64(b[8:])
-	r.off = int64(binary.NativeEndian.Uint64(b[16:]))
-	r.n = int64(binary.NativeEndian.Uint64(b[24:]))
+	r.what = launderWhat(binary.NativeEndian.Uint64(b[16:]))
+	r.off = int64(binary.NativeEndian.Uint64(b[24:]))
+	r.n = int64(binary.NativeEndian.Uint64(b[32:]))
 	return r, nil
 }
 
@@ -123,11 +136,15 @@ func (c *closers) leave(node uint64) {
 // launderFile is an open file of the mount.
 type launderFile interface {
 	writeBack(off, n int64) error
+	truncate(size int64) error
 	Close() error
 }
 
+// opener opens a file of the mount by node.
+type opener func(node uint64, write bool) (launderFile, error)
+
 // launderLoop answers requests until the daemon has gone.
-func launderLoop(conn io.ReadWriter, open func(node uint64) (launderFile, error)) error {
+func launderLoop(conn io.ReadWriter, open opener) error {
 	c := closers{files: make(map[uint64]int)}
 	work := func() error {
 		buf := make([]byte, requestSize+1)
@@ -157,7 +174,7 @@ func launderLoop(conn io.ReadWriter, open func(node uint64) (launderFile, error)
 }
 
 // launder does one request. The error is the connection's.
-func launder(conn io.Writer, r launderRequest, c *closers, open func(node uint64) (launderFile, error)) error {
+func launder(conn io.Writer, r launderRequest, c *closers, open opener) error {
 	answer := func(err error) error {
 		_, err = conn.Write(launderReply{r.id, errnoOf(err)}.encode())
 		return err
@@ -165,18 +182,22 @@ func launder(conn io.Writer, r launderRequest, c *closers, open func(node uint64
 	if !c.enter(r.node) {
 		return answer(unix.EBUSY)
 	}
-	file, err := open(r.node)
+	file, err := open(r.node, r.what == launderTruncate)
 	if err != nil {
 		c.leave(r.node)
 		return answer(err)
 	}
-	if r.n == 0 {
+	if r.what == launderWriteBack && r.n == 0 {
 		// Nothing was written back and nobody holds a lock; and what is still open keeps the mount busy.
 		file.Close()
 		c.leave(r.node)
 		return answer(nil)
 	}
-	err = file.writeBack(r.off, r.n)
+	if r.what == launderTruncate {
+		err = file.truncate(r.off)
+	} else {
+		err = file.writeBack(r.off, r.n)
+	}
 	// The answer comes before the close: whoever waits for it may wait with the inode lock held.
 	err = answer(err)
 	go func() {
@@ -210,7 +231,7 @@ const (
 	fuseHandle = 0x81
 )
 
-func (m mountRef) open(node uint64) (launderFile, error) {
+func (m mountRef) open(node uint64, write bool) (launderFile, error) {
 	// Opened for each file anew, because an open directory keeps the mount busy. O_PATH would do no request, but the
 	// kernel does not take it here.
 	mount, err := openRetry(func() (int, error) {
@@ -231,7 +252,10 @@ func (m mountRef) open(node uint64) (launderFile, error) {
 	binary.NativeEndian.PutUint32(id[0:], uint32(node>>32))
 	binary.NativeEndian.PutUint32(id[4:], uint32(node))
 	flags := unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
-	if node == rootNode {
+	switch {
+	case write:
+		flags |= unix.O_RDWR
+	case node == rootNode:
 		flags |= unix.O_DIRECTORY
 	}
 	fd, err := openRetry(func() (int, error) {
@@ -262,6 +286,14 @@ func (f openFile) writeBack(off, n int64) error {
 	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
 	for {
 		if err := unix.SyncFileRange(int(f), off, n, all); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (f openFile) truncate(size int64) error {
+	for {
+		if err := unix.Ftruncate(int(f), size); err != unix.EINTR {
 			return err
 		}
 	}
@@ -338,7 +370,7 @@ func startLaunderer(place, device string, warn func(string, ...any)) (*launderer
 		start: func() (*launderChild, error) { return startLaunderChild(place, device) },
 		warn:  warn,
 	}
-	if err := l.do(rootNode, 0, 0, launderTimeout); err != nil {
+	if err := l.do(launderRequest{node: rootNode}, launderTimeout); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -354,21 +386,26 @@ func (l *launderer) WriteBack(node uint64, off, n int64) error {
 	if n < 0 || n > launderLargeRange {
 		timeout = launderTimeoutFile
 	}
-	err := l.do(node, off, n, timeout)
+	err := l.do(launderRequest{node: node, off: off, n: n}, timeout)
 	if err == unix.ESTALE || err == unix.ENOENT {
 		return nil // nothing of it is cached
 	}
 	return err
 }
 
+// Truncate sets the size of a file; see fs.Launderer.
+func (l *launderer) Truncate(node uint64, size int64) error {
+	return l.do(launderRequest{node: node, what: launderTruncate, off: size}, launderTimeoutFile)
+}
+
 // do has a child carry one request out. A child that has ended is replaced: the request can be made again.
-func (l *launderer) do(node uint64, off, n int64, timeout time.Duration) error {
+func (l *launderer) do(r launderRequest, timeout time.Duration) error {
 	for {
 		child, err := l.current()
 		if err != nil {
 			return err
 		}
-		err = child.request(node, off, n, timeout)
+		err = child.request(r, timeout)
 		switch err {
 		case errChildEnded:
 			l.lost(child, err)
@@ -517,7 +554,7 @@ func (c *launderChild) receive() {
 }
 
 // request sends one request and waits for its answer.
-func (c *launderChild) request(node uint64, off, n int64, timeout time.Duration) error {
+func (c *launderChild) request(r launderRequest, timeout time.Duration) error {
 	waiter := make(chan error, 1)
 	c.mu.Lock()
 	if c.ended {
@@ -526,6 +563,7 @@ func (c *launderChild) request(node uint64, off, n int64, timeout time.Duration)
 	}
 	c.last++
 	id := c.last
+	r.id = id
 	c.pending[id] = waiter
 	c.mu.Unlock()
 
@@ -535,7 +573,7 @@ func (c *launderChild) request(node uint64, off, n int64, timeout time.Duration)
 	if d, ok := c.conn.(interface{ SetWriteDeadline(time.Time) error }); ok {
 		d.SetWriteDeadline(time.Now().Add(timeout))
 	}
-	if _, err := c.conn.Write(launderRequest{id, node, off, n}.encode()); err != nil {
+	if _, err := c.conn.Write(r.encode()); err != nil {
 		c.forget(id)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return errChildTimeout

@@ -13,7 +13,7 @@ import (
 )
 
 func TestLaunderMessages(t *testing.T) {
-	r := launderRequest{id: 1<<63 + 5, node: 1<<40 + 7, off: 1 << 50, n: -1}
+	r := launderRequest{id: 1<<63 + 5, node: 1<<40 + 7, what: launderTruncate, off: 1 << 50, n: -1}
 	if got, err := decodeRequest(r.encode()); err != nil || got != r {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -38,15 +38,20 @@ type fakeMount struct {
 	mu sync.Mutex
 	// +checklocks:mu
 	ranges [][2]int64
+	// +checklocks:mu
+	sizes []int64
 
 	open   atomic.Int64  // files open now
 	stuck  chan struct{} // node 99 waits for it
 	closes chan struct{} // if not nil, a close waits for it
 }
 
-type fakeFile struct{ m *fakeMount }
+type fakeFile struct {
+	m     *fakeMount
+	write bool
+}
 
-func (m *fakeMount) openFile(node uint64) (launderFile, error) {
+func (m *fakeMount) openFile(node uint64, write bool) (launderFile, error) {
 	switch node {
 	case 50:
 		return nil, unix.ESTALE
@@ -58,7 +63,7 @@ func (m *fakeMount) openFile(node uint64) (launderFile, error) {
 		<-m.stuck
 	}
 	m.open.Add(1)
-	return fakeFile{m}, nil
+	return fakeFile{m, write}, nil
 }
 
 func (f fakeFile) writeBack(off, n int64) error {
@@ -68,6 +73,16 @@ func (f fakeFile) writeBack(off, n int64) error {
 	if off == 666 {
 		return unix.EIO
 	}
+	return nil
+}
+
+func (f fakeFile) truncate(size int64) error {
+	if !f.write {
+		return unix.EINVAL // as ftruncate(2) of a descriptor that cannot write
+	}
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	f.m.sizes = append(f.m.sizes, size)
 	return nil
 }
 
@@ -145,13 +160,24 @@ func TestLaunderer(t *testing.T) {
 	if err := l.WriteBack(9, 666, 1); err != unix.EIO {
 		t.Errorf("a failed write-back: %v", err)
 	}
-	if err := l.do(rootNode, 0, 0, time.Second); err != nil {
+	if err := l.do(launderRequest{node: rootNode}, time.Second); err != nil {
 		t.Errorf("probe: %v", err)
+	}
+	for _, size := range []int64{0, 1 << 40} {
+		if err := l.Truncate(7, size); err != nil {
+			t.Errorf("a size of %d: %v", size, err)
+		}
+	}
+	if err := l.Truncate(50, 0); err != unix.ESTALE {
+		t.Errorf("the size of a file that is gone: %v", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if want := [][2]int64{{4096, 8192}, {0, -1}, {666, 1}}; !slices.Equal(m.ranges, want) {
 		t.Errorf("ranges %v, want %v", m.ranges, want)
+	}
+	if want := []int64{0, 1 << 40}; !slices.Equal(m.sizes, want) {
+		t.Errorf("sizes %v, want %v", m.sizes, want)
 	}
 	eventually(t, "files are kept open", func() bool { return m.open.Load() == 0 })
 	if started.Load() != 1 {
@@ -230,7 +256,7 @@ func TestLaundererTimeout(t *testing.T) {
 	l, started := newTestLaunderer(t, m)
 	l.WriteBack(2, 0, 1)
 	start := time.Now()
-	if err := l.do(99, 0, 1, 50*time.Millisecond); err != errChildTimeout {
+	if err := l.do(launderRequest{node: 99, n: 1}, 50*time.Millisecond); err != errChildTimeout {
 		t.Errorf("a hang: %v", err)
 	}
 	if d := time.Since(start); d > 2*time.Second {

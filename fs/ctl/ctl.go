@@ -41,6 +41,7 @@ import (
 
 	"memfs/mapping"
 	"memfs/mm"
+	"memfs/mm/process"
 )
 
 // Machine is what the manager's control files need; *mm.System satisfies it.
@@ -118,7 +119,8 @@ type Stat struct {
 type RegularFile struct {
 	Stat
 	File
-	Protection string // a PAGE_ constant
+	Protection string              // a PAGE_ constant
+	Area       process.ControlArea // what processes have made of it
 }
 
 // Directory is what the :info of a directory describes: the sums over everything below it.

@@ -11,6 +11,7 @@ import (
 	"memfs/mapping"
 	"memfs/mm"
 	"memfs/mm/pfn"
+	"memfs/mm/process"
 )
 
 // fakeMachine records what it is told to do, and does as it is told to in the fields.
@@ -257,6 +258,18 @@ func testFile() *RegularFile {
 			page(0, mm.StateActive), page(1, mm.StateStandby), page(2, mm.StatePaged), page(130, mm.StateModified),
 			page(300, mm.StateCommitted),
 		}},
+		Area: process.ControlArea{
+			Sections: []process.SectionInfo{
+				{Name: `Global\ring`, Size: 1 << 20, Protection: process.ReadWrite, Attributes: process.SecCommit, Handles: 2,
+					References: 3, Views: 1, Subsections: make([]process.Subsection, 1)},
+				{Size: 4096, Protection: process.WriteCopy, Attributes: process.SecFile | process.SecNoCache, Handles: 1,
+					References: 2, Views: 1, Subsections: make([]process.Subsection, 1)},
+			},
+			Views: []process.ViewInfo{
+				{Process: 4, Base: 0x10000, Size: 65536, Offset: 1 << 16, Protection: process.ReadOnly},
+				{Process: 8, Base: 0x7ff0000, Size: 4096, Protection: process.WriteCopy, Section: 1},
+			},
+		},
 	}
 }
 

@@ -14,6 +14,7 @@ var PerFile = []Entry[*RegularFile]{
 	{Name: "map", Perm: 0444, Help: "one character a page, 64 a line", Render: pageMap, Residency: true},
 	{Name: Protection, Perm: 0644, Help: "shows and takes what may be done with the contents: a PAGE_ constant, or inherit"},
 	{Name: "faults", Perm: 0444, Help: "the faults that were recorded, in order; cat it to a ctl to replay it", Render: faultList, Residency: true},
+	{Name: "views", Perm: 0444, Help: "the sections over it, and the views of processes onto them", Render: fileViews, Residency: true},
 	{Name: "ctl", Perm: 0600, Help: "takes the file's commands, a line each; write help for the list"},
 }
 
@@ -67,6 +68,7 @@ func fileInfo(f *RegularFile) *Doc {
 	d.Field("DemandZeroFaults", "demand_zero_faults", Count(faults.DemandZero))
 	d.Field("SoftFaults", "soft_faults", Count(faults.Soft))
 	d.Field("Refaults", "refaults", Count(faults.Hard)) // pages that had left memory and were read back
+	areaFields(d, &f.Area)
 	return d
 }
 

@@ -12,8 +12,10 @@ type File interface {
 	Segment() *mm.Segment
 	// Path is its name in the mount, beginning with a slash; empty for what is behind a page-file-backed section.
 	Path() string
-	// Size is its size in bytes.
+	// Size is its size in bytes as far as the host has told. It waits for nothing.
 	Size() int64
+	// Measure is Size with what real programs have appended and the host has not sent, for which it waits.
+	Measure() int64
 	// SetSize makes it shorter or longer, as ftruncate(2) does, for real programs as well. Whether views forbid it has been
 	// looked at. DiskFull or mm.StatusCommitmentLimit: no space.
 	SetSize(size int64) error
@@ -82,6 +84,7 @@ type looseFile struct {
 func (f *looseFile) Segment() *mm.Segment { return f.seg }
 func (f *looseFile) Path() string         { return "" }
 func (f *looseFile) Size() int64          { return f.size }
+func (f *looseFile) Measure() int64       { return f.size }
 func (f *looseFile) SetSize(int64) error  { return AccessDenied }
 func (f *looseFile) Unlink()              {}
 func (f *looseFile) Close()               { f.seg.Delete() }

@@ -93,7 +93,7 @@ func (p *Process) OpenFile(path string, access uint32, d Disposition, inherit bo
 
 // empty makes a file empty that is opened anew.
 func empty(f File) error {
-	if f.Size() == 0 {
+	if f.Measure() == 0 {
 		return nil
 	}
 	if f.Segment().Mapped() {
@@ -132,7 +132,7 @@ func (p *Process) FileSize(h Handle) (uint64, error) {
 		return 0, err
 	}
 	defer done()
-	return uint64(f.Size()), nil
+	return uint64(f.Measure()), nil
 }
 
 // SeekFile is SetFilePointerEx: method is FILE_BEGIN, FILE_CURRENT or FILE_END. InvalidParameter for another one;
@@ -149,7 +149,7 @@ func (p *Process) SeekFile(h Handle, distance int64, method uint32) (uint64, err
 	case 1:
 		from = f.at()
 	case 2:
-		from = uint64(f.Size())
+		from = uint64(f.Measure())
 	default:
 		return 0, InvalidParameter
 	}
@@ -169,7 +169,7 @@ func (p *Process) SetEndOfFile(h Handle) error {
 	}
 	defer done()
 	to := int64(f.at())
-	if to < f.Size() && f.Segment().Mapped() {
+	if to < f.Measure() && f.Segment().Mapped() {
 		return UserMappedFile
 	}
 	return resized(f.SetSize(to))
@@ -190,7 +190,7 @@ func (p *Process) ReadFile(h Handle, addr, size uint64) (n uint64, err error) {
 	if err := p.touch(Write, addr, size, func(part, uint64, uint64, uint64) error { return nil }); err != nil {
 		return 0, quiet(err)
 	}
-	for left := min(size, uint64(max(0, f.Size()-int64(at)))); n < left; {
+	for left := min(size, uint64(max(0, f.Measure()-int64(at)))); n < left; {
 		b := make([]byte, min(left-n, transfer))
 		if err = f.load(int64(at+n), b); err == nil {
 			err = p.Write(addr+n, b)
@@ -215,7 +215,7 @@ func (p *Process) WriteFile(h Handle, addr, size uint64) (n uint64, err error) {
 	at := f.at()
 	var failed error
 	err = p.touch(Read, addr, size, func(r part, from, _, room uint64) error {
-		if end := int64(at + size); n == 0 && end > f.Size() {
+		if end := int64(at + size); n == 0 && end > f.Measure() {
 			failed = f.SetSize(end)
 		}
 		for room > 0 && failed == nil {

@@ -87,7 +87,7 @@ func mappable(a Arch, m image.Machine) bool { return a == ARM64 || m != image.AR
 
 // openImage finds or makes the control area of an executable file, with a reference for a section. BadExeFormat.
 func (p *Process) openImage(f *openFile) (*controlArea, error) {
-	im, err := image.Open(imageFile{f}, f.Size())
+	im, err := image.Open(imageFile{f}, f.Measure())
 	if err != nil {
 		return nil, imageError(err)
 	}

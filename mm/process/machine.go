@@ -21,6 +21,10 @@ type Machine struct {
 	objects sync.Mutex // a leaf lock
 	// +checklocks:objects
 	names map[string]kernelObject
+	// +checklocks:objects
+	sections map[*Section]struct{} // all that there are
+	// +checklocks:objects
+	lastSection uint64
 
 	images sync.Mutex // comes before objects
 	// +checklocks:images

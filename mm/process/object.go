@@ -71,6 +71,9 @@ func (m *Machine) publish(o kernelObject, name string) (there kernelObject) {
 		b.name = name
 	}
 	b.handles, b.refs = b.handles+1, b.refs+1
+	if s, ok := o.(*Section); ok {
+		m.listed(s)
+	}
 	return nil
 }
 

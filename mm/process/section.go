@@ -47,7 +47,8 @@ type Section struct {
 	// subsections are the pages, ascending from page 0 and without gaps: one of a data section, more of an image.
 	subsections []Subsection
 
-	views int // Machine.objects
+	views  int    // Machine.objects
+	serial uint64 // of all sections; Machine.objects
 }
 
 // Subsection is consecutive pages of a section that show consecutive pages of a segment.
@@ -78,11 +79,19 @@ type SectionInfo struct {
 
 // Info describes the section at this moment.
 func (s *Section) Info() SectionInfo {
-	path := s.file.Path() // which may take locks of the filesystem's
 	s.machine.objects.Lock()
-	defer s.machine.objects.Unlock()
+	i := s.infoLocked()
+	s.machine.objects.Unlock()
+	i.Path = s.file.Path() // which may take locks of the filesystem's
+	return i
+}
+
+// infoLocked is Info without the path, with Machine.objects held, which the analyser cannot see.
+//
+// +checklocksignore
+func (s *Section) infoLocked() SectionInfo {
 	i := SectionInfo{
-		Name: s.name, Path: path, Size: s.size, Protection: s.protection, Attributes: s.attributes,
+		Name: s.name, Size: s.size, Protection: s.protection, Attributes: s.attributes,
 		Handles: s.handles, References: s.refs, Views: s.views, Subsections: append([]Subsection(nil), s.subsections...),
 	}
 	if s.image != nil {
@@ -123,6 +132,7 @@ func (s *Section) File() File { return s.file.File }
 func (s *Section) PageFileBacked() bool { return s.pageFile }
 
 func (s *Section) destroy() {
+	s.machine.unlisted(s)
 	s.machine.sys.ReleaseRecord(sectionBytes)
 	if s.image != nil {
 		a := s.image.area
@@ -233,8 +243,11 @@ func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name str
 	}
 	m, name := p.machine, canonical(name)
 	if name != "" {
-		if there := m.lookUp(name); there != nil {
+		switch there, err := p.named(name, granted(prot), size); {
+		case err == nil:
 			return p.existing(there, prot, inherit)
+		case err != FileNotFound:
+			return 0, false, err
 		}
 	}
 	s := &Section{machine: m, protection: prot, attributes: sec, pageFile: !ofFile}
@@ -249,10 +262,11 @@ func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name str
 	if errors.Is(err, AlreadyExists) {
 		// Somebody was faster.
 		m.sys.ReleaseRecord(sectionBytes)
-		if there := m.lookUp(name); there != nil {
+		there, err := p.named(name, granted(prot), size)
+		if err == nil {
 			return p.existing(there, prot, inherit)
 		}
-		return 0, false, InvalidHandle
+		return 0, false, err
 	}
 	if err != nil {
 		m.sys.ReleaseRecord(sectionBytes)
@@ -282,9 +296,9 @@ func (p *Process) OpenSection(access uint32, inherit bool, name string) (Handle,
 	if name == "" {
 		return 0, InvalidParameter
 	}
-	there := p.machine.lookUp(canonical(name))
-	if there == nil {
-		return 0, FileNotFound
+	there, err := p.named(canonical(name), sectionAccess(access), 0)
+	if err != nil {
+		return 0, err
 	}
 	if _, ok := there.(*Section); !ok {
 		p.machine.dereference(there, true)
@@ -357,7 +371,7 @@ func (p *Process) overFile(s *Section, file Handle, size uint64) error {
 // dataOf makes a section of a file's bytes.
 func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
 	s.attributes = SecFile | s.attributes&(SecNoCache|SecWriteCombine)
-	now := uint64(f.Size())
+	now := uint64(f.Measure())
 	if size == 0 {
 		if size = now; size == 0 {
 			return FileInvalid

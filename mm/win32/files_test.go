@@ -96,6 +96,7 @@ func (t *testFiles) close() {
 }
 
 func (f *testFile) Path() string             { return f.path }
+func (f *testFile) Measure() int64           { return f.Size() }
 func (f *testFile) SetSize(size int64) error { return f.Truncate(size) }
 func (f *testFile) Unlink()                  { f.unlink() }
 func (f *testFile) Close()                   { f.settle(func() { f.opened-- }) }

@@ -1,0 +1,453 @@
+package fs
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"memfs/mm"
+	"memfs/mm/process"
+)
+
+// Files of the mount as simulated processes use them: CreateFile opens what the process's owner may open, and the file of a
+// named section is one in .proc/sections. A process works on our copy of a file; mm.Segment.Fetch and Edit keep it coherent
+// with what programs see.
+
+// processFiles is the process.Files of a mount.
+type processFiles struct {
+	fs        *fileSystem
+	processes *processTable
+}
+
+var (
+	_ process.Files       = processFiles{}
+	_ process.SharedNames = processFiles{}
+)
+
+// processFile is a file that processes have open.
+type processFile struct {
+	*node
+	made  string // the name of the file that was made for a section; "" of all others
+	named bool   // it is a named section's, whoever made it
+}
+
+// Segment has its pages.
+func (f *processFile) Segment() *mm.Segment { return f.section.Segment() }
+
+// Path is its name in the mount; none of a section's.
+func (f *processFile) Path() string {
+	if f.named {
+		return ""
+	}
+	return f.path()
+}
+
+// Size is the size as far as the host has told.
+func (f *processFile) Size() int64 { return f.section.Size() }
+
+// Measure is the size with what programs have appended and the host has not sent.
+func (f *processFile) Measure() int64 {
+	_ = sentToUs(f.node) // busy: what was sent is the best there is
+	return f.Size()
+}
+
+// SetSize sets the size.
+func (f *processFile) SetSize(size int64) error { return f.resize(size) }
+
+// Unlink takes the section's name away.
+func (f *processFile) Unlink() {
+	if f.made == "" {
+		return
+	}
+	fs := f.fs
+	victim, st := fs.removeOnly(fs.sections, f.made, f.node)
+	if st.Ok() {
+		victim.release()
+		fs.nameChanged(fs.sections, f.made)
+	}
+}
+
+// Close gives the file up.
+func (f *processFile) Close() { f.unhold() }
+
+// hold keeps a node as an open handle does; false if it is gone.
+func (n *node) hold() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.refs.gone {
+		return false
+	}
+	n.refs.handles++
+	return true
+}
+
+func (n *node) unhold() {
+	n.mu.Lock()
+	n.refs.handles--
+	n.mu.Unlock()
+	n.release()
+}
+
+// resize sets the size of a file on behalf of a process, by way of the host kernel, which owns it while it caches the
+// inode. What a file grows by is promised to it: a process has no way to be told later that there is no space.
+func (n *node) resize(size int64) error {
+	if old := n.section.Size(); size > old {
+		if err := n.fs.withSpace(func() error { return n.section.Allocate(old, size-old, true) }); err != nil {
+			return err
+		}
+	}
+	const patience, step = 5 * time.Second, 2 * time.Millisecond
+	for deadline := time.Now().Add(patience); ; time.Sleep(step) {
+		l := n.fs.launderer.Load()
+		if l == nil {
+			break
+		}
+		err := (*l).Truncate(n.id, size)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline):
+			continue // the last ones are still being closed
+		case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EFBIG):
+			return mm.StatusCommitmentLimit
+		}
+		break // nobody to do it: the host learns of it when it forgets the file
+	}
+	if err := n.section.Truncate(size); err != nil {
+		return err
+	}
+	n.changed()
+	if n.fs.server != nil {
+		_ = n.Invalidate(0, -1)
+	}
+	n.forgetAttributes()
+	return nil
+}
+
+// nameChanged has the host kernel forget what it knows of a name in a directory, which was made or removed behind its back.
+func (f *fileSystem) nameChanged(dir *node, name string) {
+	if f.server == nil {
+		return
+	}
+	_ = f.server.EntryNotify(dir.id, name) // it knows nothing of the name, or the mount has ended
+	dir.forgetAttributes()
+}
+
+// Rights.
+
+// caller is who a process acts as: its owner.
+func (t *processTable) caller(p *process.Process) (fuse.Caller, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.byID {
+		if s.process() == p {
+			return fuse.Caller{Owner: s.owner}, true
+		}
+	}
+	return fuse.Caller{}, false
+}
+
+// Permission bits, as may takes them.
+const (
+	mayExecute = 1
+	mayWrite   = 2
+	mayRead    = 4
+)
+
+// wanted is the permissions that an access of CreateFile takes. To map a file for execution it must be readable, as on
+// Linux; execution itself is the mount's to forbid.
+func wanted(access uint32) (want uint32) {
+	const readData, writeData, executeData = 0x1, 0x2, 0x20
+	if access&(process.GenericRead|process.GenericExecute|process.GenericAll|readData|executeData) != 0 {
+		want |= mayRead
+	}
+	if access&(process.GenericWrite|process.GenericAll|writeData) != 0 {
+		want |= mayWrite
+	}
+	return want
+}
+
+// executes says whether an access is to fetch instructions.
+func executes(access uint32) bool { return access&(process.GenericExecute|0x20) != 0 }
+
+// Paths.
+
+// maxSymlinks is how many are followed in one path, as in the host kernel.
+const maxSymlinks = 40
+
+// found is where a path leads.
+type found struct {
+	parent *node
+	name   string
+	node   *node // nil if there is no such name
+}
+
+// walk follows a path of the mount with a caller's rights. A drive letter in front is let be: there is one drive.
+func (f *fileSystem) walk(caller *fuse.Caller, path string) (found, error) {
+	if len(path) >= 2 && path[1] == ':' && isLetter(path[0]) {
+		path = path[2:]
+	}
+	at := found{node: f.root}
+	links := 0
+	for path != "" {
+		var name string
+		name, path, _ = strings.Cut(path, "/")
+		if name == "" || name == "." {
+			continue
+		}
+		dir := at.node
+		switch {
+		case dir == nil || !dir.isDir():
+			return at, process.PathNotFound
+		case !may(caller, dir, mayExecute):
+			return at, process.AccessDenied
+		case name == "..":
+			at = found{node: f.parent(dir)}
+			continue
+		case len(name) > maxNameLen:
+			return at, process.FileNotFound
+		}
+		at = found{parent: dir, name: name, node: dir.child(name)}
+		if f.reserved(dir, name) {
+			at.node = f.hidden
+		}
+		if n := at.node; n != nil && n.kind == syscall.S_IFLNK {
+			if links++; links > maxSymlinks {
+				return at, process.FileNotFound
+			}
+			to := n.target
+			at = found{node: dir}
+			if strings.HasPrefix(to, "/") {
+				if to = f.inside(to); to == "" {
+					return at, process.PathNotFound // outside of the mount
+				}
+				at = found{node: f.root}
+			}
+			path = to + "/" + path
+		}
+	}
+	return at, nil
+}
+
+func isLetter(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }
+
+// inside is an absolute path of the host's as one of the mount; "" if it leads elsewhere.
+func (f *fileSystem) inside(path string) string {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(f.opts.Mountpoint, "/"))
+	if !ok || rest != "" && rest[0] != '/' {
+		return ""
+	}
+	return "/" + rest
+}
+
+// Open is CreateFile.
+func (m processFiles) Open(p *process.Process, path string, access uint32, d process.Disposition) (process.File, bool, error) {
+	f := m.fs
+	caller, ok := m.processes.caller(p)
+	if !ok {
+		return nil, false, process.AccessDenied
+	}
+	flags := f.mountFlags.Load()
+	want := wanted(access)
+	if want&mayWrite != 0 && flags&unix.MS_RDONLY != 0 || executes(access) && flags&unix.MS_NOEXEC != 0 {
+		return nil, false, process.AccessDenied
+	}
+	for {
+		at, err := f.walk(&caller, path)
+		switch {
+		case err != nil:
+			return nil, false, err
+		case at.node != nil:
+			return m.open(at, &caller, want, d)
+		case at.parent == nil:
+			return nil, false, process.FileNotFound
+		case d == process.OpenExisting:
+			return nil, false, process.FileNotFound
+		case flags&unix.MS_RDONLY != 0, !may(&caller, at.parent, mayWrite|mayExecute):
+			return nil, false, process.AccessDenied
+		}
+		n, st := f.createHeld(at.parent, at.name, creation{caller: caller, mode: syscall.S_IFREG | 0644})
+		switch {
+		case st.Ok():
+			return &processFile{node: n, named: at.parent == f.sections}, false, nil
+		case st != eexist:
+			return nil, false, processError(st)
+		}
+	}
+}
+
+// open opens a file that is there.
+func (m processFiles) open(at found, caller *fuse.Caller, want uint32, d process.Disposition) (process.File, bool, error) {
+	n := at.node
+	switch {
+	case d == process.CreateNew:
+		return nil, true, process.FileExists
+	case !n.isRegular(): // a directory takes FILE_FLAG_BACKUP_SEMANTICS, which is of no use here
+		return nil, true, process.AccessDenied
+	case !may(caller, n, want):
+		return nil, true, process.AccessDenied
+	case !n.hold():
+		return nil, false, process.FileNotFound
+	}
+	return &processFile{node: n, named: at.parent == m.fs.sections}, true, nil
+}
+
+// createHeld makes a regular file, held by the caller, of which the host kernel knows nothing yet.
+func (f *fileSystem) createHeld(parent *node, name string, c creation) (*node, fuse.Status) {
+	var out fuse.EntryOut
+	n, st := f.create(parent.id, name, c, &out)
+	if !st.Ok() {
+		return nil, st
+	}
+	n.hold()    // it has been looked up: it cannot be gone
+	n.forget(1) // by us
+	f.nameChanged(parent, name)
+	return n, fuse.OK
+}
+
+// Remove is DeleteFile.
+func (m processFiles) Remove(p *process.Process, path string) error {
+	f := m.fs
+	caller, ok := m.processes.caller(p)
+	if !ok {
+		return process.AccessDenied
+	}
+	at, err := f.walk(&caller, path)
+	switch {
+	case err != nil:
+		return err
+	case at.node == nil || at.parent == nil:
+		return process.FileNotFound
+	case at.node.isDir(), f.mountFlags.Load()&unix.MS_RDONLY != 0, !f.mayRemove(&caller, at):
+		return process.AccessDenied
+	}
+	if st := f.remove(at.parent.id, at.name, false); !st.Ok() {
+		return processError(st)
+	}
+	f.nameChanged(at.parent, at.name)
+	at.node.forgetAttributes()
+	return nil
+}
+
+// mayRemove says whether a caller may remove a name.
+func (f *fileSystem) mayRemove(caller *fuse.Caller, at found) bool {
+	dir := at.parent.attr()
+	sticky := dir.Mode&syscall.S_ISVTX != 0 && caller.Uid != 0
+	if sticky && caller.Uid != dir.Uid && caller.Uid != at.node.attr().Uid {
+		return false
+	}
+	return may(caller, at.parent, mayWrite|mayExecute)
+}
+
+// processError is the Win32 error of a status.
+func processError(st fuse.Status) error {
+	switch st {
+	case fuse.ENOENT:
+		return process.FileNotFound
+	case eexist:
+		return process.FileExists
+	case enospc:
+		return process.DiskFull
+	}
+	return process.AccessDenied
+}
+
+// Named sections.
+
+// NewSection makes the file of a page-file-backed section; of one without a name, only its pages.
+func (m processFiles) NewSection(p *process.Process, name string, size int64) (process.File, error) {
+	f := m.fs
+	if name == "" {
+		return &unnamedSection{seg: f.sys.NewSegment(nil), size: size}, nil
+	}
+	caller, ok := m.processes.caller(p)
+	if !ok {
+		return nil, process.AccessDenied
+	}
+	file, ok := sectionFile(name)
+	if !ok {
+		return nil, process.InvalidParameter
+	}
+	n, st := f.newNode(f.sections.seed(creation{caller: caller, mode: syscall.S_IFREG | 0600}))
+	if !st.Ok() {
+		return nil, process.CommitmentLimit
+	}
+	n.hold()
+	if err := n.section.Truncate(size); err != nil {
+		n.unhold()
+		return nil, err
+	}
+	var out fuse.EntryOut
+	if st := f.enter(f.sections, file, n, &out); !st.Ok() {
+		n.unhold()
+		if st == eexist {
+			return nil, process.AlreadyExists
+		}
+		return nil, process.CommitmentLimit
+	}
+	n.forget(1)
+	f.nameChanged(f.sections, file)
+	return &processFile{node: n, made: file, named: true}, nil
+}
+
+// Adopt opens the file that a program made under a section's name.
+func (m processFiles) Adopt(p *process.Process, name string) (process.File, error) {
+	file, ok := sectionFile(name)
+	if !ok {
+		return nil, process.FileNotFound
+	}
+	n := m.fs.sections.child(file)
+	if n == nil {
+		return nil, process.FileNotFound
+	}
+	f := &processFile{node: n, named: true}
+	if err := m.Allows(p, f, false); err != nil {
+		return nil, err
+	}
+	if !n.hold() {
+		return nil, process.FileNotFound
+	}
+	return f, nil
+}
+
+// Allows says whether a process may use the file of a named section.
+func (m processFiles) Allows(p *process.Process, file process.File, write bool) error {
+	f, ok := file.(*processFile)
+	if !ok {
+		return nil
+	}
+	want := uint32(mayRead)
+	if write {
+		want |= mayWrite
+	}
+	if caller, ok := m.processes.caller(p); !ok || !may(&caller, f.node, want) {
+		return process.AccessDenied
+	}
+	return nil
+}
+
+// sectionRemoved tells the processes that a program has removed a section's file.
+func (f *fileSystem) sectionRemoved(name string, n *node) {
+	f.control.processes.machine.Unname(sectionName(name), func(file process.File) bool {
+		p, ok := file.(*processFile)
+		return ok && p.node == n
+	})
+}
+
+// unnamedSection is the pages of a section without a name, which no program can have a copy of.
+type unnamedSection struct {
+	seg  *mm.Segment
+	size int64
+}
+
+func (s *unnamedSection) Segment() *mm.Segment { return s.seg }
+func (s *unnamedSection) Path() string         { return "" }
+func (s *unnamedSection) Size() int64          { return s.size }
+func (s *unnamedSection) Measure() int64       { return s.size }
+func (s *unnamedSection) SetSize(int64) error  { return process.AccessDenied }
+func (s *unnamedSection) Unlink()              {}
+func (s *unnamedSection) Close()               { s.seg.Delete() }
