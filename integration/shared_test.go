@@ -452,6 +452,12 @@ func TestSharedPressure(t *testing.T) {
 	mem, err := unix.Mmap(int(f.Fd()), 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	must(t, err)
 	defer unix.Munmap(mem)
+	var all []*console
+	for i := range processes {
+		c := m.process(t, fmt.Sprint("p", i))
+		c.say(`f = CreateFile "/file" GENERIC_READ|GENERIC_WRITE`, "h = CreateFileMapping $f PAGE_READWRITE 0 0 0", "v = MapViewOfFile $h FILE_MAP_WRITE 0 0 0")
+		all = append(all, c)
+	}
 	quit, stored := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stored)
@@ -467,9 +473,7 @@ func TestSharedPressure(t *testing.T) {
 		}
 	}()
 	var done sync.WaitGroup
-	for i := range processes {
-		c := m.process(t, fmt.Sprint("p", i))
-		c.say(`f = CreateFile "/file" GENERIC_READ|GENERIC_WRITE`, "h = CreateFileMapping $f PAGE_READWRITE 0 0 0", "v = MapViewOfFile $h FILE_MAP_WRITE 0 0 0")
+	for i, c := range all {
 		done.Go(func() {
 			for round := range rounds {
 				var lines []string
