@@ -104,11 +104,15 @@ func smap(u *process.RegionUsage) []string {
 		label string
 		pages uint64
 	}{
-		{"Size", u.RegionSize >> mm.PageShift}, {"KernelPageSize", 1}, {"MMUPageSize", 1}, {"Rss", u.Resident}, {"Pss", u.Proportional >> mm.PageShift},
+		{"Size", u.RegionSize >> mm.PageShift}, {"KernelPageSize", 1}, {"MMUPageSize", 1}, {"Rss", u.Resident}, {"Pss", 0},
 		{"Shared_Clean", u.Shared - u.SharedDirty}, {"Shared_Dirty", u.SharedDirty}, {"Private_Clean", private - dirty}, {"Private_Dirty", dirty},
 		{"Referenced", u.Resident}, {"Anonymous", private}, {"Swap", u.Paged}, {"SwapPss", u.Paged}, {"Locked", u.Locked},
 	} {
-		lines = append(lines, fmt.Sprintf("%-16s %8d kB", f.label+":", f.pages<<mm.PageShift>>10))
+		bytes := f.pages << mm.PageShift
+		if f.label == "Pss" {
+			bytes = u.Proportional // which are no whole pages
+		}
+		lines = append(lines, fmt.Sprintf("%-16s %8d kB", f.label+":", bytes>>10))
 	}
 	lines = append(lines, "VmFlags: "+strings.Join(flags, " "))
 	if prot != 0 {
