@@ -56,7 +56,12 @@ func (f *processFile) Measure() int64 {
 }
 
 // SetSize sets the size.
-func (f *processFile) SetSize(size int64) error { return f.resize(size) }
+func (f *processFile) SetSize(size int64) error {
+	if st := f.mayChange(false); !st.Ok() {
+		return process.AccessDenied
+	}
+	return f.resize(size)
+}
 
 // Unlink takes the section's name away.
 func (f *processFile) Unlink() {
@@ -262,7 +267,7 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 		case err != nil:
 			return nil, false, err
 		case at.node != nil:
-			return m.open(at, &caller, want, d)
+			return m.open(at, &caller, access, d)
 		case at.parent == nil:
 			return nil, false, process.FileNotFound
 		case d == process.OpenExisting:
@@ -281,14 +286,14 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 }
 
 // open opens a file that is there.
-func (m processFiles) open(at found, caller *fuse.Caller, want uint32, d process.Disposition) (process.File, bool, error) {
-	n := at.node
+func (m processFiles) open(at found, caller *fuse.Caller, access uint32, d process.Disposition) (process.File, bool, error) {
+	n, want := at.node, wanted(access)
 	switch {
 	case d == process.CreateNew:
 		return nil, true, process.FileExists
 	case !n.isRegular(): // a directory takes FILE_FLAG_BACKUP_SEMANTICS, which is of no use here
 		return nil, true, process.AccessDenied
-	case !may(caller, n, want):
+	case !may(caller, n, want), !n.mayAccess(access):
 		return nil, true, process.AccessDenied
 	case !n.hold():
 		return nil, false, process.FileNotFound

@@ -64,17 +64,15 @@ func (n *node) protection() process.Protection {
 	return n.protect
 }
 
-// maySection says whether a section with a page protection may be made of the file, which views of it cannot exceed: a
-// copy-on-write page of a section needs nothing but that the file can be read.
-func (n *node) maySection(page process.Protection) bool {
-	have := n.protection()
+// mayAccess says whether a simulated process may open the file with this access. What it opens bounds its sections: one
+// that executes needs a handle that may.
+func (n *node) mayAccess(access uint32) bool {
+	have, want := n.protection(), wanted(access)
 	switch {
-	case !have.Readable():
-		return false
-	case sharedWritable(page) && !sharedWritable(have):
+	case !have.Readable(), want&mayWrite != 0 && !sharedWritable(have):
 		return false
 	}
-	return !page.Executable() || have.Executable()
+	return have.Executable() || !executes(access) && access&process.GenericAll == 0
 }
 
 // mayOpen says whether the protection lets an OPEN with these flags be.

@@ -6,32 +6,40 @@ import (
 	"memfs/mm/process"
 )
 
-// TestMaySection is which sections a file of each protection can have: MSDN CreateFileMapping, where the protection of the
-// file takes the place of the access that the handle was opened with.
-func TestMaySection(t *testing.T) {
-	const (
-		none = iota
-		read = 1 << (iota - 1)
-		write
-		execute
-	)
-	rights := map[process.Protection]int{
-		process.NoAccess: none, process.ReadOnly: read, process.WriteCopy: read, process.ReadWrite: read | write,
-		process.Execute: read | execute, process.ExecuteRead: read | execute, process.ExecuteWriteCopy: read | execute,
-		process.ExecuteReadWrite: read | write | execute,
+// TestMayAccess is how a simulated process may open a file of each protection.
+func TestMayAccess(t *testing.T) {
+	rights := map[process.Protection]string{
+		process.NoAccess: "", process.ReadOnly: "r", process.WriteCopy: "r", process.ReadWrite: "rw", process.Execute: "rx",
+		process.ExecuteRead: "rx", process.ExecuteWriteCopy: "rx", process.ExecuteReadWrite: "rwx",
 	}
-	for file, has := range rights {
+	for protection, has := range rights {
 		n := &node{}
 		n.mu.Lock()
-		n.protect = file
+		n.protect = protection
 		n.mu.Unlock()
-		for page, needs := range rights {
-			if needs == none {
-				continue
+		for bits := range 8 {
+			access, allowed := uint32(0), has != ""
+			for i, right := range []uint32{process.GenericRead, process.GenericWrite, process.GenericExecute} {
+				if bits&(1<<i) != 0 {
+					access |= right
+					allowed = allowed && len(has) > 0 && containsByte(has, "rwx"[i])
+				}
 			}
-			if got, want := n.maySection(page), has&needs == needs; got != want {
-				t.Errorf("a %v section of a %v file: %v, want %v", page, file, got, want)
+			if got := n.mayAccess(access); got != allowed {
+				t.Errorf("access %#x of a %v file: %v, want %v", access, protection, got, allowed)
 			}
 		}
+		if got := n.mayAccess(process.GenericAll); got != (has == "rwx") {
+			t.Errorf("all access of a %v file: %v", protection, got)
+		}
 	}
+}
+
+func containsByte(s string, b byte) bool {
+	for i := range len(s) {
+		if s[i] == b {
+			return true
+		}
+	}
+	return false
 }

@@ -227,6 +227,29 @@ func TestProtectionInherited(t *testing.T) {
 	}
 }
 
+// TestProtectionSections: simulated processes open protected files as far as the protection goes.
+func TestProtectionSections(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.WriteFile(m.path("f"), []byte("contents"), 0o644))
+	must(t, os.Mkdir(m.path(".proc/p"), 0o755))
+	for protection, allowed := range map[string]string{"PAGE_NOACCESS": "", "PAGE_READONLY": "R", "PAGE_READWRITE": "RW",
+		"PAGE_EXECUTE_READ": "RX", "PAGE_EXECUTE_READWRITE": "RWX"} {
+		must(t, m.protect("f", protection))
+		for letter, access := range map[string]string{"R": "GENERIC_READ", "W": "GENERIC_WRITE", "X": "GENERIC_EXECUTE"} {
+			replies, _ := m.call(t, "p", `h = CreateFile "/f" `+access)
+			want := "ERR 5 ERROR_ACCESS_DENIED"
+			if strings.Contains(allowed, letter) {
+				want = "OK "
+				_, err := m.call(t, "p", "CloseHandle $h")
+				must(t, err)
+			}
+			if !strings.HasPrefix(replies[0], want) {
+				t.Errorf("%s of a %s file: %q, want %s", access, protection, replies, want)
+			}
+		}
+	}
+}
+
 // TestAlwaysOnNoexec: under AlwaysOn nothing on the mount is executed, by no way.
 func TestAlwaysOnNoexec(t *testing.T) {
 	m := mountMemfs(t, options{flags: []string{"--nx", "AlwaysOn"}})
