@@ -172,7 +172,7 @@ func (t *processTable) change(s *simulated, f func(*process.Image) error) error 
 	}
 	low, high, flags := old.process.WorkingSetSize()
 	priority := old.process.PagePriority()
-	r, err := t.launch(s.owner, image)
+	r, err := t.launch(s, image)
 	if err != nil {
 		return err
 	}

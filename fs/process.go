@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -29,9 +30,10 @@ type simulated struct {
 	name    string
 	owner   fuse.Owner
 	born    time.Time
-	program *program // whose it is; nil = nobody's, it ends by rmdir
-	system  bool     // the system process, which never ends
-	raises  raises   // of guard pages, through mappings of its mem
+	program *program   // whose it is; nil = nobody's, it ends by rmdir
+	system  bool       // the system process, which never ends
+	parent  *simulated // whose line started it, and with which it ends; nil = it was started by mkdir, or is a program's
+	raises  raises     // of guard pages, through mappings of its mem
 	run     atomic.Pointer[running]
 }
 
@@ -161,12 +163,7 @@ func parseImage(name string, arch process.Arch) (process.Image, bool) {
 
 // start makes a process with a folder. EEXIST, EINVAL for a name that cannot be, ENOSPC without memory for it.
 func (t *processTable) start(name string, owner fuse.Owner) (*simulated, fuse.Status) {
-	return t.startLike(name, owner, t.arch())
-}
-
-// startLike is start for a process of an architecture, if its name says no other.
-func (t *processTable) startLike(name string, owner fuse.Owner, arch process.Arch) (*simulated, fuse.Status) {
-	image, ok := parseImage(name, arch)
+	image, ok := parseImage(name, t.arch())
 	switch {
 	case !ok:
 		return nil, fuse.EINVAL
@@ -178,7 +175,7 @@ func (t *processTable) startLike(name string, owner fuse.Owner, arch process.Arc
 
 // startImage gives a folder its process. EEXIST, EAGAIN if there are too many, ENOSPC without memory for it.
 func (t *processTable) startImage(s *simulated, image process.Image) (*simulated, fuse.Status) {
-	r, err := t.launch(s.owner, image)
+	r, err := t.launch(s, image)
 	if err != nil {
 		return nil, enospc // its records do not fit
 	}
@@ -191,8 +188,8 @@ func (t *processTable) startImage(s *simulated, image process.Image) (*simulated
 	return s, fuse.OK
 }
 
-// launch starts a process for a folder of an owner.
-func (t *processTable) launch(owner fuse.Owner, image process.Image) (*running, error) {
+// launch starts a process for a folder.
+func (t *processTable) launch(s *simulated, image process.Image) (*running, error) {
 	p, err := t.machine.Start(image)
 	if err != nil {
 		return nil, err
@@ -202,7 +199,7 @@ func (t *processTable) launch(owner fuse.Owner, image process.Image) (*running, 
 		return nil, err
 	}
 	return &running{process: p, session: win32.NewSession(t.machine, p, func(other string) (*process.Process, error) {
-		return t.peer(other, owner, image.Arch)
+		return t.peer(other, s, image.Arch)
 	})}, nil
 }
 
@@ -222,30 +219,69 @@ func (t *processTable) enter(s *simulated) fuse.Status {
 	return fuse.OK
 }
 
-// peer is the process that a line names (P2: …): the owner's own of that name, started at the first use and then of the
-// caller's architecture.
-func (t *processTable) peer(name string, owner fuse.Owner, arch process.Arch) (*process.Process, error) {
-	s := t.find(name)
-	if s == nil {
+// peer is the process that a line of another names (P2: …): one that this process has started, or that somebody has by
+// mkdir, with or without words behind the name; else it is started, of the caller's architecture. Several may start a P2:
+// each has its own, and who comes second finds it in the folder NAME.P2.
+func (t *processTable) peer(name string, caller *simulated, arch process.Arch) (*process.Process, error) {
+	bare, _, _ := strings.Cut(caller.name, "@")
+	names := []string{name, bare + "." + name}
+	s := t.known(names, caller)
+	for i := 0; s == nil && i < len(names); i++ {
+		image, ok := parseImage(names[i], arch)
+		if !ok || strings.Contains(name, "@") {
+			break
+		}
 		var st fuse.Status
-		if s, st = t.startLike(name, owner, arch); !st.Ok() {
+		if s, st = t.startImage(&simulated{name: names[i], owner: caller.owner, parent: caller}, image); st != eexist && !st.Ok() {
 			return nil, syscall.Errno(st)
 		}
 	}
-	if s.owner.Uid != owner.Uid && owner.Uid != 0 {
+	switch {
+	case s == nil:
+		return nil, fmt.Errorf("there is no process %s", name)
+	case s.owner.Uid != caller.owner.Uid && caller.owner.Uid != 0:
 		return nil, errors.New("the process is another user's")
 	}
 	return s.use().process, nil
 }
 
-// end ends a process and takes its folder away. Ending it again does nothing.
+// known is a process that is there already: by the first of names, or a child of the caller by any of them.
+func (t *processTable) known(names []string, caller *simulated) *simulated {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range names {
+		if s := t.byName[n]; s != nil && s.parent == caller {
+			return s
+		}
+	}
+	if s := t.byName[names[0]]; s != nil && s.parent == nil {
+		return s
+	}
+	for folder, s := range t.byName {
+		if bare, _, _ := strings.Cut(folder, "@"); bare == names[0] && s.parent == nil && s.owner.Uid == caller.owner.Uid {
+			return s
+		}
+	}
+	return nil
+}
+
+// end ends a process, with those that its lines started, and takes its folder away. Ending it again does nothing.
 func (t *processTable) end(s *simulated) {
 	t.mu.Lock()
 	if t.byName[s.name] == s {
 		delete(t.byName, s.name)
 	}
 	delete(t.byID, s.id)
+	var children []*simulated
+	for _, other := range t.byID {
+		if other.parent == s {
+			children = append(children, other)
+		}
+	}
 	t.mu.Unlock()
+	for _, child := range children {
+		t.end(child)
+	}
 	t.machine.End(s.use().process)
 	s.program.forget()
 	s.raises.close()

@@ -152,3 +152,44 @@ func TestProcessOwners(t *testing.T) {
 		t.Errorf("ending it: %v\n%s", err, out)
 	}
 }
+
+// TestProcessesOfOthersLines has two processes each start a P2 by naming it: each gets its own, of its architecture, and it ends
+// with the process that started it. One that was made by mkdir is everybody's, and stays.
+func TestProcessesOfOthersLines(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
+	has := func(name string) bool {
+		_, err := os.Stat(m.path(".proc", name))
+		return err == nil
+	}
+	call := func(name, line, want string) {
+		t.Helper()
+		if replies, _ := m.call(t, name, line); len(replies) != 1 || !strings.HasPrefix(replies[0], want) {
+			t.Errorf("%s: %s: %q, want %s", name, line, replies, want)
+		}
+	}
+	for _, name := range []string{"a@x86", "b", "made@x86"} {
+		must(t, os.Mkdir(m.path(".proc", name), 0o755))
+	}
+	for _, name := range []string{"a@x86", "b"} {
+		call(name, "VirtualAllocEx P2 0x40000000 0x1000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE", "OK 0x40000000")
+	}
+	call("a@x86", "P2: VirtualQuery 0x40000000", "OK 0x1c BaseAddress=0x40000000")
+	call("b", "P2: VirtualQuery 0x40000000", "OK 0x30 BaseAddress=0x40000000")
+	if !has("P2") || !has("b.P2") {
+		t.Error("the folders are not P2 and b.P2")
+	}
+	must(t, os.Remove(m.path(".proc/a@x86")))
+	if has("P2") || !has("b.P2") {
+		t.Error("P2 did not end with a, or b's did")
+	}
+	must(t, os.Remove(m.path(".proc/b.P2")))
+	call("b", "P2: VirtualQuery 0x40000000", "OK 0x30 BaseAddress=0x40000000 AllocationBase=0 ") // another one
+	call("b", "VirtualAllocEx made 0x40000000 0x1000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE", "OK 0x40000000")
+	call("b", "ReadProcessMemory made@x86 0x40000000 1", "OK 0x1 BytesRead=1 data=00")
+	call("b", "VirtualAllocEx other@x86 0 0x1000 MEM_COMMIT PAGE_READWRITE", "ERR 87 ERROR_INVALID_PARAMETER (there is no process other@x86)")
+	must(t, os.Remove(m.path(".proc/b")))
+	call("made@x86", "Read 0x40000000 1", "OK 0x0 data=00")
+	if left := string(mustRead(t, m.path(".proc/ps"))); strings.Count(left, "\n") != 3 || !strings.Contains(left, "made") {
+		t.Errorf("processes that are left:\n%s", left)
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -402,13 +401,8 @@ func (o *runOptions) play(interrupted context.Context, c *cobra.Command, control
 		if err := control.start(name); err != nil {
 			return err
 		}
-		others := slices.DeleteFunc(otherProcesses(s), control.has)
-		defer func() {
-			for _, p := range append(others, name) {
-				if control.has(p) {
-					_ = control.within(controlTimeout, func() error { return os.Remove(filepath.Join(control.dir, p)) })
-				}
-			}
+		defer func() { // and those that it has started
+			_ = control.within(controlTimeout, func() error { return os.Remove(filepath.Join(control.dir, name)) })
 		}()
 	}
 	ctl, err := os.OpenFile(filepath.Join(control.dir, name, "ctl"), os.O_RDWR, 0)
@@ -484,20 +478,6 @@ func (c *control) start(name string) error {
 		}
 		return nil
 	})
-}
-
-var otherProcess = regexp.MustCompile(`\bP[0-9]+\b`)
-
-// otherProcesses are the processes besides its own that a scenario has, which the mount starts at their first use.
-func otherProcesses(s *dialogue.Scenario) (names []string) {
-	for _, l := range s.Lines {
-		for _, name := range otherProcess.FindAllString(l.Text, -1) {
-			if name != "P1" && !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-	}
-	return names
 }
 
 var fileLine = regexp.MustCompile(`^file\s+"/?([^"]+)"\s+size=(\w+)(?:\s+fill=([0-9a-fA-F]{2}))?$`)

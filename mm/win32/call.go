@@ -176,16 +176,16 @@ func (c *Call) evaluate(p param, t token) (a argument, err error) {
 	return a, err
 }
 
-// processArgument is a process handle: SELF, the name of a process, or NULL, which no process has.
+// processArgument is a process handle: SELF or −1, which is the same, the name of a process, or NULL or another number, which
+// no process has.
 func (c *Call) processArgument(name string) (a argument, err error) {
-	if name == "SELF" {
-		a.process = c.Process
+	if n, err := Evaluate(name, nil); err == nil {
+		if process.Handle(n) == process.NoHandle || n == 0xFFFFFFFF && c.Process.Image().Arch.Pointer() == 4 {
+			a.process = c.Process
+		}
 		return a, nil
 	}
-	if name == "0" || name == "NULL" {
-		return a, nil
-	}
-	if !isName(name) {
+	if !isName(strings.Map(plain, name)) {
 		return a, syntaxf("%q is no process", name)
 	}
 	p, err := c.Session.peer(name)
@@ -193,6 +193,14 @@ func (c *Call) processArgument(name string) (a argument, err error) {
 		a.process = p.process
 	}
 	return a, err
+}
+
+// plain leaves out what the name of a folder may have, and that of a variable may not.
+func plain(r rune) rune {
+	if strings.ContainsRune("@.,=-", r) {
+		return '_'
+	}
+	return r
 }
 
 // Number is an argument's value, 0 if it was left out.

@@ -114,12 +114,15 @@ func Evaluate(expression string, variable func(string) (uint64, bool)) (uint64, 
 	return number(expression, variable)
 }
 
-// number evaluates an argument: terms joined by | (or), + and −. A term is a decimal or 0x number, the name of a constant,
-// $name of a variable, or ~ before one of these.
+// number evaluates an argument: terms joined by | (or), + and −, which may also come before the first one. A term is a decimal
+// or 0x number, the name of a constant, $name of a variable, or ~ before one of these.
 func number(s string, variable func(string) (uint64, bool)) (uint64, error) {
 	var total uint64
-	op := byte('|')
-	for rest := s; ; {
+	op, rest := byte('|'), s
+	if strings.HasPrefix(s, "-") {
+		op, rest = '-', s[1:]
+	}
+	for {
 		end := strings.IndexAny(rest, "|+-")
 		if end == 0 {
 			return 0, syntaxf("%q is no number", s)

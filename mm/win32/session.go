@@ -81,17 +81,25 @@ func (s *Session) peer(name string) (*peer, error) {
 	return other, nil
 }
 
-// known is peer for a process that there is; nil if one can be made.
+// known is peer for a process that there is; nil if one can be made. One that has ended is forgotten.
 func (s *Session) known(name string) (*peer, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.peers[name]
+	p, n := s.peers[name], len(s.peers)
+	s.mu.Unlock()
+	if p != nil && name != "" && s.spawn != nil && p.process.Ended() {
+		s.mu.Lock()
+		if s.peers[name] == p {
+			delete(s.peers, name)
+		}
+		s.mu.Unlock()
+		p = nil
+	}
 	switch {
 	case p != nil:
 		return p, nil
 	case s.spawn == nil:
 		return nil, syntaxf("there is no process %s", name)
-	case len(s.peers) >= maxPeers:
+	case n >= maxPeers:
 		return nil, syntaxf("there are %d processes already", maxPeers)
 	}
 	return nil, nil
