@@ -305,7 +305,7 @@ func (n *controlNode) valid() bool {
 	default:
 		return false
 	}
-	return n.row < rows && !(n.json && (n.isDir() || n.isCtl() || n.isMemory() || n.kind == controlLink))
+	return n.row < rows && (!n.json || n.hasTwin())
 }
 
 // enter answers a lookup of n.
@@ -402,7 +402,7 @@ func (c *controlTree) find(dir *controlNode, name string) (controlNode, bool) {
 		return findHeaps(dir, name)
 	case controlPolicy:
 		n.kind = controlPolicyRow
-		row = slices.Index(policyRows, name)
+		row, json = lookupPolicy(name)
 	}
 	if row < 0 || gone(dir.real) {
 		return n, false
@@ -490,13 +490,39 @@ func (n *controlNode) perm() (perm uint32, residency bool) {
 	return 0, false
 }
 
-// isProtection says that the node is the protection of a file or a directory.
-func (n *controlNode) isProtection() bool {
+// rule is the part of a file's or directory's rule that the node shows and takes, "" if it is none.
+func (n *controlNode) rule() string {
+	var name string
 	switch n.kind {
 	case controlFileRow:
-		return ctl.PerFile[n.row].Name == ctl.Protection
+		name = ctl.PerFile[n.row].Name
 	case controlDirRow:
-		return ctl.PerDir[n.row].Name == ":"+ctl.Protection
+		name = strings.TrimPrefix(ctl.PerDir[n.row].Name, ":")
+	}
+	switch name {
+	case ctl.RuleProtection, ctl.RulePriority, ctl.RulePin:
+		return name
+	}
+	return ""
+}
+
+// hasTwin says whether the node has a JSON twin.
+func (n *controlNode) hasTwin() bool {
+	switch n.kind {
+	case controlTop:
+		return ctl.Top[n.row].Render != nil
+	case controlDirRow:
+		return ctl.PerDir[n.row].Render != nil
+	case controlFileRow:
+		return ctl.PerFile[n.row].Render != nil
+	case controlSpecialRow:
+		return ctl.PerSpecial[n.row].Render != nil
+	case controlProcessRow:
+		return ctl.PerProcess[n.row].Render != nil
+	case controlHeaps, controlHeap:
+		return n.row != 0
+	case controlPolicyRow:
+		return true
 	}
 	return false
 }
@@ -509,7 +535,7 @@ func (n *controlNode) isDEP() bool {
 // isCtl says that the node takes commands, and is not rendered.
 func (n *controlNode) isCtl() bool {
 	perm, _ := n.perm()
-	return perm&0200 != 0 && !n.isMemory() && !n.isDEP()
+	return perm&0200 != 0 && !n.json && !n.isMemory() && !n.isDEP()
 }
 
 // writable says that something can be written to the node.
@@ -719,7 +745,6 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 		}
 		if doc := c.streamed(&n); doc != nil {
 			h.stream = ctl.NewStream(doc, n.json)
-			flags |= fuse.FOPEN_STREAM
 		} else if text, status := c.render(&n, &in.Caller); status.Ok() {
 			h.text = text
 		} else {
@@ -758,10 +783,14 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 			Protection: n.real.protection().String(), Area: c.processes.machine.ControlArea(n.real.section.Segment()),
 		})
 	case controlDirRow:
-		dir, status := sum(n.real, caller)
-		if !status.Ok() {
-			return nil, status
+		dir := &ctl.Directory{}
+		if n.rule() == "" { // else it is not about what lies below
+			var status fuse.Status
+			if dir, status = sum(n.real, caller); !status.Ok() {
+				return nil, status
+			}
 		}
+		dir.Rule, dir.Protection = n.real.rule(), n.real.protection().String()
 		doc = ctl.PerDir[n.row].Render(dir)
 	case controlSpecialRow:
 		stat := controlStat(n.real)
@@ -770,6 +799,8 @@ func (c *controlTree) render(n *controlNode, caller *fuse.Caller) (*ctl.Text, fu
 		doc = ctl.PerProcess[n.row].Render(n.proc.described())
 	case controlHeaps, controlHeap:
 		doc = renderHeaps(n)
+	case controlPolicyRow:
+		doc = policyFiles[n.row].doc(c.processes)
 	default:
 		return nil, fuse.EINVAL
 	}
@@ -823,7 +854,11 @@ func (c *controlTree) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) 
 		return fuse.ReadResultData(buf[:n]), fuse.OK
 	}
 	if h.stream != nil {
-		return fuse.ReadResultData(buf[:h.stream.Read(buf)]), fuse.OK
+		n, err := h.stream.ReadAt(buf, int64(in.Offset))
+		if err != nil {
+			return nil, fuse.Status(syscall.ESPIPE)
+		}
+		return fuse.ReadResultData(buf[:n]), fuse.OK
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -846,8 +881,8 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 		}
 		return uint32(len(data)), fuse.OK
 	}
-	if h.node.isProtection() {
-		if st := h.node.real.setProtection(data); !st.Ok() {
+	if rule := h.node.rule(); rule != "" {
+		if st := h.node.real.setRuleText(rule, data); !st.Ok() {
 			return 0, st
 		}
 		return uint32(len(data)), fuse.OK
@@ -916,8 +951,8 @@ func (c *controlTree) lastAnswer(n *controlNode) []byte {
 	last, ok := c.last[n.id()]
 	c.mu.Unlock()
 	switch {
-	case n.isProtection():
-		return []byte(n.real.protection().String() + "\n")
+	case n.rule() != "":
+		return []byte(n.real.ruleText(n.rule()) + "\n")
 	case ok:
 		return last.text
 	case n.kind == controlTop:
@@ -1073,7 +1108,9 @@ func (c *controlTree) controls(dir *controlNode) []string {
 	case controlHeaps, controlHeap:
 		names = append(names, heapNames(dir)...)
 	case controlPolicy:
-		names = append(names, policyRows...)
+		for _, name := range policyRows {
+			names = append(names, name, name+".json")
+		}
 	case controlDir:
 		names = slices.AppendSeq(names, ctl.Names(ctl.PerDir))
 	case controlFile:

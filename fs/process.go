@@ -421,6 +421,7 @@ type policyFile struct {
 	name string
 	get  func(t *processTable) string
 	set  func(t *processTable, text string) bool // false: nothing has changed
+	list bool                                    // a program a line
 }
 
 var policyFiles = []policyFile{
@@ -431,13 +432,13 @@ var policyFiles = []policyFile{
 				t.machine.SetPolicy(p)
 			}
 			return ok
-		}},
+		}, false},
 	{ctl.PolicyOptIn, func(t *processTable) string { return lines(t.machine.OptIn()) },
-		func(t *processTable, text string) bool { return setNames(text, t.machine.OptIn(), t.machine.SetOptIn) }},
+		func(t *processTable, text string) bool { return setNames(text, t.machine.OptIn(), t.machine.SetOptIn) }, true},
 	{ctl.PolicyOptOut, func(t *processTable) string { return lines(t.machine.OptOut()) },
 		func(t *processTable, text string) bool {
 			return setNames(text, t.machine.OptOut(), t.machine.SetOptOut)
-		}},
+		}, true},
 	{ctl.PolicyArch, func(t *processTable) string { return t.arch().String() + "\n" },
 		func(t *processTable, text string) bool {
 			a, ok := process.ParseArch(strings.TrimSpace(text))
@@ -445,7 +446,7 @@ var policyFiles = []policyFile{
 				t.newArch.Store(uint32(a))
 			}
 			return ok
-		}},
+		}, false},
 }
 
 // policyRows are the names of the files of .proc/policy.
@@ -455,6 +456,24 @@ var policyRows = func() (names []string) {
 	}
 	return names
 }()
+
+// lookupPolicy is the row of a file of .proc/policy, and whether name is that of its JSON twin; −1 if there is none.
+func lookupPolicy(name string) (row int, json bool) {
+	name, json = strings.CutSuffix(name, ".json")
+	return slices.Index(policyRows, name), json
+}
+
+// doc is what the file's JSON twin says: a string, or an array of them for the lists of programs.
+func (f *policyFile) doc(t *processTable) *ctl.Doc {
+	d := new(ctl.Doc)
+	said := f.get(t)
+	if f.list {
+		d.Lines(f.name, strings.FieldsFunc(said, func(r rune) bool { return r == '\n' })...)
+	} else {
+		d.Field("", f.name, ctl.Word(strings.TrimSpace(said)))
+	}
+	return d
+}
 
 func lines(names []string) string {
 	if len(names) == 0 {

@@ -139,7 +139,7 @@ func (n *node) followProtection() {
 // inheritWord is what a protection file takes besides a constant.
 const inheritWord = "inherit"
 
-// setProtection is a write to a protection file of .proc/files. dir is the directory that a file is in.
+// setProtection is a write to a protection file of .proc/files.
 func (n *node) setProtection(text []byte) fuse.Status {
 	value := strings.TrimSpace(string(text))
 	if value == inheritWord {

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -142,6 +143,41 @@ func (n *node) SetRule(name, value string) (read uint64, err error) {
 		return 0, syscall.Errno(st)
 	}
 	return n.followRules()
+}
+
+// rule is how the node's pages are treated; of a directory, those of what is made in it.
+func (n *node) rule() mm.Rule {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return ruleOf(n.xattrs)
+}
+
+// ruleText is what the control file of a part of the rule says.
+func (n *node) ruleText(name string) string {
+	r := n.rule()
+	switch name {
+	case ctl.RulePriority:
+		return strconv.Itoa(int(r.Priority))
+	case ctl.RulePin:
+		if r.Pinned {
+			return "1"
+		}
+		return "0"
+	}
+	return n.protection().String()
+}
+
+// setRuleText is a write to it.
+func (n *node) setRuleText(name string, text []byte) fuse.Status {
+	if name == ctl.RuleProtection {
+		return n.setProtection(text)
+	}
+	value := strings.TrimSpace(string(text))
+	if !rulePartOf(rulePrefix + name).valid(value) {
+		return fuse.EINVAL
+	}
+	_, err := n.SetRule(name, value)
+	return errno(err)
 }
 
 // controlled is a regular file as its controls see it.

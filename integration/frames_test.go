@@ -97,3 +97,14 @@ func readAll(t *testing.T, name string) string {
 	must(t, err)
 	return string(b)
 }
+
+// TestFramesInLines: programs that read more than a line and seek back, as head(1) and the shell's read do, get along with a
+// list that is made while it is read.
+func TestFramesInLines(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M"})
+	first := run(t, m.dir, "sh", "-c", "head -n 2 .proc/pfn")
+	again := run(t, m.dir, "bash", "-c", "{ head -n 1; IFS= read -r line; printf '%s\\n' \"$line\"; } < .proc/pfn")
+	if strings.Count(first, "\n") != 2 || first != again {
+		t.Errorf("two lines at once:\n%s\none by one:\n%s", first, again)
+	}
+}

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -84,6 +85,51 @@ func TestRules(t *testing.T) {
 	m.fillTwice(t)
 	if got := m.info(t, "dir/old", "Active"); got != "256" {
 		t.Errorf("of a pinned file of 1 MiB, %s pages are active", got)
+	}
+}
+
+// TestRuleFiles: a part of a rule is a file that shows what holds and takes what shall hold, the same as the attribute.
+func TestRuleFiles(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
+	must(t, os.Mkdir(m.path("dir"), 0o755))
+	must(t, os.WriteFile(m.path("dir/file"), block(1, 10_000), 0o644))
+	controls := map[string]string{"dir/file": "", "dir": ":"} // what stands before the names
+	for _, c := range []struct {
+		name, usual, other, json string
+		bad                      []string
+	}{
+		{"priority", "5", "2", `"priority":2`, []string{"8", "-1", "", "high"}},
+		{"pin", "0", "1", `"pin":true`, []string{"2", "yes", ""}},
+		{"protection", "PAGE_EXECUTE_READWRITE", "PAGE_READONLY", `"protection":"PAGE_READONLY"`, []string{"PAGE_GUARD", ""}},
+	} {
+		for real, colon := range controls {
+			file := ".proc/files/" + real + "/" + colon + c.name
+			if got := string(mustRead(t, m.path(file))); got != c.usual+"\n" {
+				t.Errorf("%s: %q, want %s", file, got, c.usual)
+			}
+			run(t, m.dir, "sh", "-c", "echo "+c.other+" > "+file)
+			for _, bad := range c.bad {
+				if err := os.WriteFile(m.path(file), []byte(bad+"\n"), 0); !errors.Is(err, unix.EINVAL) {
+					t.Errorf("%q written to %s: %v, want EINVAL", bad, file, err)
+				}
+			}
+			if got := string(mustRead(t, m.path(file))); got != c.other+"\n" {
+				t.Errorf("%s: %q, want %s", file, got, c.other)
+			}
+			if got := string(mustRead(t, m.path(file+".json"))); !strings.Contains(got, c.json) {
+				t.Errorf("%s.json: %q, want %s", file, got, c.json)
+			}
+			if got := run(t, m.dir, "getfattr", "--only-values", "-n", "user.memfs."+c.name, real); got != c.other {
+				t.Errorf("%s: user.memfs.%s is %q, want %s", real, c.name, got, c.other)
+			}
+			if err := os.WriteFile(m.path(file+".json"), []byte(c.usual+"\n"), 0); !errors.Is(err, unix.EACCES) {
+				t.Errorf("%s.json written: %v, want EACCES", file, err)
+			}
+		}
+	}
+	must(t, os.WriteFile(m.path("dir/new"), block(2, 10), 0o644))
+	if pinned, priority := m.info(t, "dir/new", "Pinned"), m.info(t, "dir/new", "Priority"); pinned != "yes" || priority != "2" {
+		t.Errorf("what is made in the directory is pinned: %s, of priority %s", pinned, priority)
 	}
 }
 

@@ -91,6 +91,12 @@ func TestVerbsProcesses(t *testing.T) {
 	if got := string(mustRead(t, m.path(".proc/policy/optout"))); got != "legacy\n" {
 		t.Errorf("the list of OptOut is %q", got)
 	}
+	for twin, want := range map[string]string{"optout": `"optout":["legacy"]`, "optin": `"optin":["listed"]`, "nx": `"nx":"OptIn"`,
+		"arch": `"arch":"x64"`} {
+		if got := string(mustRead(t, m.path(".proc/policy/"+twin+".json"))); !strings.Contains(got, want) {
+			t.Errorf("policy/%s.json is %q, want %s in it", twin, got, want)
+		}
+	}
 	wantErrno(t, "a program of no name", os.WriteFile(m.path(".proc/policy/optin"), []byte("a\n-\n"), 0), unix.EINVAL)
 	for name, want := range map[string]string{"listed@x86": "DEP\n", "legacy@x86": "\n", "svc@x86,system": "DEP\n",
 		"new@x86,nxcompat": "DEP (permanent)\n", "asked@x86,dep=on": "DEP\n", "phone@arm64": "DEP (permanent)\n"} {

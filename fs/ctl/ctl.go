@@ -132,6 +132,8 @@ type Directory struct {
 	Skipped     uint64 // directories and files left out, because the reader may not look into them
 	Blocks      uint64 // of 512 bytes
 	Sum         mapping.Info
+	Rule        mm.Rule // of what is made in it
+	Protection  string  // the same: a PAGE_ constant
 }
 
 // Entry is one row of a table of control files. T is what its documents describe.

@@ -12,20 +12,27 @@ var PerFile = []Entry[*RegularFile]{
 	{Name: "info", Perm: 0444, Help: "how many pages the file has, and where they are", Render: fileInfo},
 	{Name: "pages", Perm: 0444, Help: "one line a page: state, frame, priority, where its copy is, what brought it there", Render: pages, Residency: true},
 	{Name: "map", Perm: 0444, Help: "one character a page, 64 a line", Render: pageMap, Residency: true},
-	{Name: Protection, Perm: 0644, Help: "shows and takes what may be done with the contents: a PAGE_ constant, or inherit"},
+	{Name: RuleProtection, Perm: 0644, Help: "shows and takes what may be done with the contents: a PAGE_ constant, or inherit",
+		Render: func(f *RegularFile) *Doc { return protectionDoc(f.Protection) }},
+	{Name: RulePriority, Perm: 0644, Help: "shows and takes the standby list that its pages wait on, 0 to 7",
+		Render: func(f *RegularFile) *Doc { return priorityDoc(f.Rule()) }},
+	{Name: RulePin, Perm: 0644, Help: "1 while it is pinned, else 0; takes them",
+		Render: func(f *RegularFile) *Doc { return pinDoc(f.Rule()) }},
 	{Name: "faults", Perm: 0444, Help: "the faults that were recorded, in order; cat it to a ctl to replay it", Render: faultList, Residency: true},
 	{Name: "views", Perm: 0444, Help: "the sections over it, and the views of processes onto them", Render: fileViews, Residency: true},
 	{Name: "ctl", Perm: 0600, Help: "takes the file's commands, a line each; write help for the list"},
 }
 
-// Protection is the control file of a file's protection; a directory's has a colon before it.
-const Protection = "protection"
-
 // PerDir is the table of a directory's own controls in .proc/files/PATH. Their names begin with a colon, so that they
 // stand apart from the directory's entries.
 var PerDir = []Entry[*Directory]{
 	{Name: ":info", Perm: 0444, Help: "the sums of info over the files below", Render: dirInfo},
-	{Name: ":" + Protection, Perm: 0644, Help: "shows and takes the protection of files that are made in the directory"},
+	{Name: ":" + RuleProtection, Perm: 0644, Help: "shows and takes the protection of files that are made in the directory",
+		Render: func(d *Directory) *Doc { return protectionDoc(d.Protection) }},
+	{Name: ":" + RulePriority, Perm: 0644, Help: "the same of their priority",
+		Render: func(d *Directory) *Doc { return priorityDoc(d.Rule) }},
+	{Name: ":" + RulePin, Perm: 0644, Help: "1 if they are pinned, else 0; takes them",
+		Render: func(d *Directory) *Doc { return pinDoc(d.Rule) }},
 	{Name: ":ctl", Perm: 0600, Help: "takes a file's commands, for all files below"},
 }
 
@@ -33,6 +40,26 @@ var PerDir = []Entry[*Directory]{
 // devices have no pages of ours.
 var PerSpecial = []Entry[*Stat]{
 	{Name: "info", Perm: 0444, Help: "what it is; symlinks are not followed", Render: specialInfo},
+}
+
+// The JSON twins of the files that show one part of a rule; the files themselves read as they are written.
+
+func protectionDoc(protection string) *Doc {
+	d := new(Doc)
+	d.Field("", RuleProtection, Word(protection))
+	return d
+}
+
+func priorityDoc(r mm.Rule) *Doc {
+	d := new(Doc)
+	d.Field("", RulePriority, Count(uint64(r.Priority)))
+	return d
+}
+
+func pinDoc(r mm.Rule) *Doc {
+	d := new(Doc)
+	d.Field("", RulePin, Flag(r.Pinned))
+	return d
 }
 
 func statFields(d *Doc, s *Stat) {

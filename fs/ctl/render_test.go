@@ -346,8 +346,15 @@ func TestStream(t *testing.T) {
 		var got []byte
 		for size := 1; ; size = size*3%70000 + 1 {
 			p := make([]byte, size)
-			n := s.Read(p)
+			n, err := s.ReadAt(p, int64(len(got)))
+			if err != nil {
+				t.Fatal(err)
+			}
 			got = append(got, p[:n]...)
+			back := min(len(got), backBytes) // what was read last can be read again
+			if n, err := s.ReadAt(p[:min(size, back)], int64(len(got)-back)); err != nil || !bytes.Equal(p[:n], got[len(got)-back:][:n]) {
+				t.Fatalf("json %t: %d bytes back of %d: %d bytes, %v", asJSON, back, len(got), n, err)
+			}
 			if len(got) < printerBytes && made > 3*printerBytes {
 				t.Fatalf("%d bytes read, %d rows made", len(got), made)
 			}
@@ -355,15 +362,20 @@ func TestStream(t *testing.T) {
 				break
 			}
 		}
+		for _, off := range []int64{0, int64(len(got)) + 1, -1} {
+			if n, err := s.ReadAt(make([]byte, 1), off); err == nil {
+				t.Errorf("json %t: read %d bytes at %d", asJSON, n, off)
+			}
+		}
 		s.Close()
 		if want := render(doc(), asJSON); string(got) != want {
 			t.Errorf("json %t: %d bytes, want %d, or other ones", asJSON, len(got), len(want))
 		}
 		s = NewStream(doc(), asJSON)
-		s.Read(make([]byte, 10))
+		_, _ = s.ReadAt(make([]byte, 10), 0)
 		s.Close()
-		if n := s.Read(make([]byte, 10)); made == 50000 || n != 0 {
-			t.Errorf("json %t: closed after 10 bytes, %d rows were made, %d more bytes read", asJSON, made, n)
+		if n, err := s.ReadAt(make([]byte, 10), 10); made == 50000 || n != 0 {
+			t.Errorf("json %t: closed after 10 bytes, %d rows were made, %d more bytes read: %v", asJSON, made, n, err)
 		}
 	}
 }

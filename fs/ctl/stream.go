@@ -1,12 +1,14 @@
 package ctl
 
 import (
+	"errors"
 	"iter"
 	"sync"
 )
 
 // Stream is a document that is rendered while it is read: however long it is, it costs one buffer, and it is not of one
-// moment but of as many as its reading takes. It can be read once, from the beginning to the end.
+// moment but of as many as its reading takes. It can be read once, from the beginning to the end; what was read last can be
+// read again, since head(1) and the shell's read take more than they want and seek back.
 type Stream struct {
 	mu sync.Mutex
 	// +checklocks:mu
@@ -15,7 +17,17 @@ type Stream struct {
 	stop func()
 	// +checklocks:mu
 	rest []byte // of the last piece
+	// +checklocks:mu
+	at int64 // where rest begins
+	// +checklocks:mu
+	past []byte // what lies before it, backBytes at most
 }
+
+// backBytes is how far back a stream can be read again: more than programs read at once to look for the end of a line.
+const backBytes = 16 << 10
+
+// errBehind is of an offset that the stream has left behind, or has not come to.
+var errBehind = errors.New("neither here nor in what was read last")
 
 // NewStream renders d as text or as JSON, a piece at a time. The stream must be closed.
 func NewStream(d *Doc, asJSON bool) *Stream {
@@ -40,10 +52,15 @@ func (y yieldWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Read fills p with what comes next; less only at the end.
-func (s *Stream) Read(p []byte) (n int) {
+// ReadAt fills p from an offset on; less only at the end.
+func (s *Stream) ReadAt(p []byte, off int64) (n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	back := s.at - off
+	if back < 0 || back > int64(len(s.past)) {
+		return 0, errBehind
+	}
+	n = copy(p, s.past[int64(len(s.past))-back:])
 	for n < len(p) {
 		if len(s.rest) == 0 {
 			var ok bool
@@ -52,9 +69,13 @@ func (s *Stream) Read(p []byte) (n int) {
 			}
 		}
 		c := copy(p[n:], s.rest)
-		n, s.rest = n+c, s.rest[c:]
+		s.past = append(s.past, s.rest[:c]...)
+		n, s.at, s.rest = n+c, s.at+int64(c), s.rest[c:]
+		if len(s.past) > 2*backBytes {
+			s.past = append(s.past[:0], s.past[len(s.past)-backBytes:]...)
+		}
 	}
-	return n
+	return n, nil
 }
 
 // Close ends the rendering.
@@ -62,5 +83,5 @@ func (s *Stream) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stop()
-	s.rest = nil
+	s.rest, s.past = nil, nil
 }

@@ -22,7 +22,7 @@ var Top = []Entry[*Mount]{
 	{Name: "pagefiles", Perm: 0444, Help: "page files, in pages of 4096 bytes", Render: pagefiles},
 	{Name: "workingsets", Perm: 0444, Help: "working sets and their limits, in pages", Render: workingsets},
 	{Name: "pressure", Perm: 0444, Help: "time lost for want of memory, in the form of /proc/pressure/memory", Render: pressure},
-	{Name: "ps", Perm: 0444, Help: "simulated processes, with the column DEP as Process Explorer has it", Render: processes},
+	{Name: "ps", Perm: 0444, Help: "processes, with the column DEP as Process Explorer has it; WorkingSet and Private in kB", Render: processes},
 	{Name: "owners", Perm: 0400, Help: "who filled the mount and who faults: users, their processes that are alive", Render: owners},
 	{Name: "metrics", Perm: 0444, Help: "figures for Prometheus, in its text format", Render: metrics},
 	{Name: "limits", Perm: 0444, Help: "what the memory was divided into", Render: limits},
@@ -260,7 +260,7 @@ func pagefiles(m *Mount) *Doc {
 		{Head: "Min", Key: "min_pages", Width: 10},
 		{Head: "Wiping", Key: "wiping_pages", Width: 8},
 		{Head: "Priority", Key: "priority", Width: 8},
-		{Head: "State", Key: "state", Width: 7},
+		{Head: "State", Key: "state", Width: 7, Left: true},
 		{Head: "Name", Key: "name"},
 	}, rows...)
 	if z := s.Compressed; z.Limit > 0 {
@@ -410,10 +410,11 @@ func help(*Mount) *Doc {
 	d := new(Doc)
 	d.Table("files", []Column{
 		{Head: "Mode", Key: "mode", Width: 4},
-		{Head: "File", Key: "file", Width: 20},
+		{Head: "File", Key: "file", Width: 21},
 		{Head: "What", Key: "what"},
 	}, helpRows())
-	d.Lines("", "", "lowmemory and highmemory are pipes for poll(2): they have a line in them for as long as memory is low, or there is plenty.",
+	d.Lines("", "", "A PROCESS is a folder that mkdir made, or self; sections/ has the named sections, as files.",
+		"lowmemory and highmemory are pipes for poll(2): they have a line in them for as long as memory is low, or there is plenty.",
 		"In vmstat, nr_, pages_ and psw… count pages, pgpgin and pgpgout kB, the others events; pgfault contains pgmajfault.",
 		"NAME.json beside every NAME but ctl says the same as JSON.",
 		"A name below files/ that itself begins with : and reads like a directory's control has one more : in front.",
@@ -433,7 +434,11 @@ func helpRows() iter.Seq[[]Value] {
 			}
 		}
 		for _, e := range PerFile {
-			if !row(e.Perm, "files/FILE/"+e.Name, e.Help) {
+			perm := e.Perm
+			if e.Residency { // and those who may write the file
+				perm &= 0400
+			}
+			if !row(perm, "files/FILE/"+e.Name, e.Help) {
 				return
 			}
 		}
