@@ -304,6 +304,9 @@ func newFilesCommand() *cobra.Command {
 			if !known {
 				return usageError("--sort %q: there are path size committed active standby modified paged", order)
 			}
+			if most < 0 {
+				return usageError("--lines %d: not a number of files", most)
+			}
 			p, err := locate(here(args))
 			if err != nil {
 				return err

@@ -131,7 +131,7 @@ func newRootCommand() *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if bad := (*pflag.InvalidValueError)(nil); errors.As(err, &bad) {
-			return usageError("--%s %q: %v", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())
+			return usageError("--%s %q: %s", bad.GetFlag().Name, bad.GetValue(), badValue(bad))
 		}
 		return usageError("%v (`%s --help` lists the flags)", err, c.CommandPath())
 	})
@@ -140,7 +140,41 @@ func newRootCommand() *cobra.Command {
 		newNXCommand(),
 		newCallCommand(), newRunCommand(), newCheckCommand(),
 		newVersionCommand(), newLaunderCommand(), newSyscallCommand())
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil && c != root {
+		c.Args = cobra.ArbitraryArgs
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError("completion: no shell given; there are: %s", strings.Join(shells(c), " "))
+			}
+			return usageError("completion %q: there are: %s", args[0], strings.Join(shells(c), " "))
+		}
+		for _, shell := range c.Commands() {
+			shell.Args = noArguments
+		}
+	}
 	return root
+}
+
+// badValue is what is wrong with a flag's value. pflag's own types say it in the words of strconv.
+func badValue(bad *pflag.InvalidValueError) string {
+	switch bad.GetFlag().Value.Type() {
+	case "int":
+		return "not a number"
+	case "bool":
+		return "neither true nor false"
+	case "duration":
+		return "not a time: write a number with its unit, such as 500ms, 2s or 1m"
+	}
+	return bad.Unwrap().Error()
+}
+
+// shells are those that `memfs completion` knows.
+func shells(c *cobra.Command) (names []string) {
+	for _, shell := range c.Commands() {
+		names = append(names, shell.Name())
+	}
+	return names
 }
 
 func verbs(root *cobra.Command) (names []string) {

@@ -72,6 +72,12 @@ func TestUsageErrors(t *testing.T) {
 		{"check DIR/none", exitFailed, "no such file"},
 		{"trim DIR DIR", exitFailed, "not in a memfs mount"},
 		{"version 1", exitUsage, "no arguments"},
+		{"top -n some DIR", exitUsage, `--rounds "some": not a number`},
+		{"umount --timeout 5 DIR", exitUsage, "such as 500ms"},
+		{"files -n -1 DIR", exitUsage, "--lines -1"},
+		{"completion", exitUsage, "bash"},
+		{"completion csh", exitUsage, `"csh"`},
+		{"completion bash zsh", exitUsage, "zsh"},
 	} {
 		args := strings.Fields(strings.ReplaceAll(c.args, "DIR", dir))
 		if len(args) > 0 && args[0] == "mount" && c.code == exitFailed {

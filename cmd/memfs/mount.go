@@ -80,6 +80,13 @@ func newMountCommand() *cobra.Command {
 		},
 	}
 	o.register(c.Flags())
+	for flag, words := range map[string][]string{
+		"nx":    {"OptIn", "OptOut", "AlwaysOn", "AlwaysOff"},
+		"codec": store.Codecs, "proc": {"hidden", "visible"},
+		"log-level": {"error", "warn", "info", "debug"}, "log-format": {"text", "json"},
+	} {
+		_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
 	return c
 }
 
@@ -101,8 +108,9 @@ func (o *mountOptions) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.pageFiles, "pagefile", nil, "page file: `SPEC` is a new file or a directory to make it in,\n"+
 		"size=MAX or size=MIN-MAX, and prio=N, with commas between them, or\n"+
 		"none. It may be given several times: the highest priority is filled\n"+
-		"first, equal ones in turns (default a file in ~/.cache or, as root, in /var/tmp, of at most 32\n"+
-		"times the memory and half of the free space there)")
+		"first, equal ones in turns (default a file in ~/.cache or, as root,\n"+
+		"in /var/tmp, of at most 32 times the memory and half of the free\n"+
+		"space there)")
 	f.StringVar(&o.pageFileSize, "pagefile-size", "", "`MAX` or MIN-MAX of the page file")
 	f.BoolVar(&o.wipe, "wipe", false, "overwrite what frames, slots and compressed memory held as soon as they\nare freed")
 	f.Var(&o.reserve, "min", "frames that are had from the start and locked: a mount that cannot\nhave them is refused (default none)")

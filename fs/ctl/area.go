@@ -63,8 +63,8 @@ func fileViews(f *RegularFile) *Doc {
 		{Head: "Section", Key: "section", Width: 7}, {Head: "Size", Key: "size_bytes", Width: 12},
 		{Head: "Handles", Key: "handles", Width: 7}, {Head: "References", Key: "references", Width: 10},
 		{Head: "Views", Key: "views", Width: 5}, {Head: "Subsections", Key: "subsections", Width: 11},
-		{Head: "Protection", Key: "protection", Width: 22}, {Head: "Attributes", Key: "attributes", Width: 22},
-		{Head: "Name", Key: "name"},
+		{Head: "Protection", Key: "protection", Width: 22, Left: true}, {Head: "Attributes", Key: "attributes", Width: 22, Left: true},
+		{Head: "Name", Key: "name", Left: true},
 	}, func(yield func([]Value) bool) {
 		for i, s := range f.Area.Sections {
 			name := None()
@@ -79,9 +79,9 @@ func fileViews(f *RegularFile) *Doc {
 	})
 	d.Lines("", "")
 	d.Table("views", []Column{
-		{Head: "Section", Key: "section", Width: 7}, {Head: "Pid", Key: "pid", Width: 7}, {Head: "Base", Key: "base", Width: 14},
+		{Head: "Section", Key: "section", Width: 7}, {Head: "Pid", Key: "pid", Width: 7}, {Head: "Base", Key: "base", Width: 14, Digits: 12},
 		{Head: "Size", Key: "size_bytes", Width: 12}, {Head: "Offset", Key: "offset_bytes", Width: 12},
-		{Head: "Protection", Key: "protection"},
+		{Head: "Protection", Key: "protection", Left: true},
 	}, func(yield func([]Value) bool) {
 		for _, v := range f.Area.Views {
 			if !yield([]Value{Count(uint64(v.Section)), Count(uint64(v.Process)), Hex(v.Base), Count(v.Size), Count(v.Offset),

@@ -318,7 +318,7 @@ func parseRange(verb string, args []string) (Args, error) {
 	for i, name := range []string{"OFF", "LEN"}[:len(args)] {
 		n, err := parseSize(args[i])
 		if err != nil {
-			return r, invalid("%s: %s %s is not a number of bytes up to 8E-1: write it as 4096, 0x1000 or 4K", verb,
+			return r, invalid("%s: %s %s is not a number of bytes below 8 EiB: write it as 4096, 0x1000 or 4K", verb,
 				name, quote(args[i]))
 		}
 		if i == 0 {
@@ -328,7 +328,7 @@ func parseRange(verb string, args []string) (Args, error) {
 		}
 	}
 	if r.Len > math.MaxInt64-r.Off {
-		return r, invalid("%s: OFF and LEN together are beyond 8E-1", verb)
+		return r, invalid("%s: OFF and LEN together reach 8 EiB", verb)
 	}
 	return r, nil
 }
@@ -376,7 +376,7 @@ func parseSizeArg(verb string, args []string) (Size, error) {
 	}
 	n, err := parseSize(args[0])
 	if err != nil {
-		return Size{}, invalid("%s: %s is not a number of bytes up to 8E-1 nor a percentage: write it as 256M, 65536 or 25%%",
+		return Size{}, invalid("%s: %s is not a number of bytes below 8 EiB nor a percentage: write it as 256M, 65536 or 25%%",
 			verb, quote(args[0]))
 	}
 	return Size{Bytes: uint64(n)}, nil

@@ -143,6 +143,8 @@ type Column struct {
 	Key   string // of the JSON records
 	Width int    // of the text; longer values push the rest of their line
 	Left  bool   // a column of words, some of which may be missing
+	// Digits is how many digits a column of hexadecimal numbers has that is wider than that; blanks stand before them.
+	Digits int
 }
 
 // Doc is the content of one control file: parts in the order in which they are added. The zero Doc is empty.
@@ -265,7 +267,7 @@ func (p *printer) text(t *part) {
 		start := len(p.buf)
 		p.buf = append(append(p.buf, t.label...), ':')
 		p.buf = appendRepeat(p.buf, ' ', max(1, labelWidth-(len(p.buf)-start)))
-		width := numberWidth
+		width := labelWidth + numberWidth - (len(p.buf) - start) // a longer label takes the blanks before its number
 		if t.value.kind == kindWord || t.value.kind == kindFlag || t.value.kind == kindNone {
 			width = 0
 		}
@@ -309,7 +311,13 @@ func (p *printer) textTable(t *part) {
 			if i == last && (v.kind == kindWord || v.kind == kindFlag) {
 				width = 0 // no blanks at the end of a line
 			}
-			p.buf = v.appendText(p.buf, width)
+			if digits := t.columns[i].Digits; digits > 0 && v.kind == kindHex {
+				start := len(p.buf)
+				p.buf = v.appendText(p.buf, digits)
+				p.buf = slices.Insert(p.buf, start, slices.Repeat([]byte{' '}, max(0, width-(len(p.buf)-start)))...)
+			} else {
+				p.buf = v.appendText(p.buf, width)
+			}
 			if i != last {
 				p.buf = append(p.buf, ' ')
 			}

@@ -16,7 +16,7 @@ func processMaps(p *Process) *Doc {
 	d.Table("maps", []Column{
 		{Head: "Base", Key: "base", Width: 12}, {Head: "Size", Key: "size_bytes", Width: 12}, {Head: "State", Key: "state", Width: 11},
 		{Head: "Type", Key: "type", Width: 11}, {Head: "Protect", Key: "protect", Width: 24, Left: true},
-		{Head: "AllocationBase", Key: "allocation_base", Width: 14},
+		{Head: "AllocationBase", Key: "allocation_base", Width: 14, Digits: 12},
 		{Head: "AllocationProtect", Key: "allocation_protect", Width: 24, Left: true}, {Head: "Rss", Key: "rss_bytes", Width: 10},
 		{Head: "Use", Key: "use"},
 	}, func(yield func([]Value) bool) {
@@ -195,6 +195,9 @@ func processLimits(p *Process) *Doc {
 	d := new(Doc)
 	low, high, flags := p.WorkingSetSize()
 	quota := p.Image().Limits
+	if p.IsSystem() {
+		quota = process.Limits{} // its own are there to keep calls from allocating anything in it
+	}
 	rows := []struct {
 		name       string
 		soft, hard uint64 // 0 = unlimited

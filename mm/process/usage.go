@@ -30,7 +30,7 @@ func (p *Process) Usage() []RegionUsage {
 		all[i].Map = m
 		if p.regions != nil {
 			n := m.RegionSize >> pageShift
-			all[i].Usage = Usage{Committed: n, Resident: n, Dirty: n, Locked: n}
+			all[i].Usage = Usage{Committed: n, Resident: n, Proportional: m.RegionSize, Dirty: n, Locked: n}
 		}
 	}
 	at := 0
