@@ -150,8 +150,12 @@ func (c *commit) detach(n uint64) {
 	c.attached -= n
 }
 
-// growFile extends one page file by n slots if it can. Preconditions: the caller is the one that is growing.
+// growFile extends one page file by n slots if it can: one that is being removed cannot. Preconditions: the caller is the one
+// that is growing.
 func (c *commit) growFile(f *pageFile, n uint64) bool {
+	if !c.counts(f) {
+		return false
+	}
 	by, err := f.grow(n)
 	if err != nil || by == 0 {
 		return false
@@ -161,6 +165,9 @@ func (c *commit) growFile(f *pageFile, n uint64) bool {
 	c.grown += by
 	return true
 }
+
+// counts says whether a page file's slots are counted. Preconditions: the caller is the one that is growing.
+func (c *commit) counts(f *pageFile) bool { return slices.Contains(c.files.inUse(), f) }
 
 // growAny extends the page files of the highest priority that can grow, all of them alike, by n slots in all; false if none
 // can. Preconditions: the caller is the one that is growing.
@@ -200,6 +207,9 @@ func (c *commit) extend(group []*pageFile) bool {
 func (c *commit) shrink(f *pageFile) {
 	c.growing <- struct{}{}
 	defer func() { <-c.growing }()
+	if !c.counts(f) {
+		return // it has been removed meanwhile
+	}
 	for _, r := range c.takeBack(f) {
 		_ = f.store.Discard(r.first, r.n) // if it fails the disk has its space back later
 	}

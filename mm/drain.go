@@ -120,11 +120,13 @@ func (s *System) drain(f *pageFile) (moved uint64, err error) {
 	if patience == 0 {
 		patience = drainPatience
 	}
+	least := ^uint64(0)
 	for last := time.Now(); !f.empty(); s.sweepCombined() {
 		n, bad := s.drainOnce(f)
 		moved += n
+		left := f.info().Used + f.info().Wiping
 		switch {
-		case n > 0:
+		case n > 0, left < least:
 			last = time.Now()
 		case bad > 0:
 			return moved, refuse(StatusInPageError, "page file %d cannot go: %d pages of it cannot be read; delete the files that "+
@@ -132,8 +134,9 @@ func (s *System) drain(f *pageFile) (moved uint64, err error) {
 		case s.stopping.Load() || time.Since(last) > patience:
 			return moved, refuse(StatusBusy, "page file %d cannot go yet: %d pages find no other place; try again", f.index, f.info().Used)
 		default:
-			time.Sleep(time.Millisecond) // what is left is under I/O, or waits for the writer
+			time.Sleep(time.Millisecond) // what is left is under I/O, or waits for the writer or the wiper
 		}
+		least = min(least, left)
 		if f.wipes {
 			s.wiper.kick()
 			f.wipe(^uint64(0), s.zeroPage)

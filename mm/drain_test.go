@@ -112,6 +112,22 @@ func (m *pagedMachine) expect(first, last uint64) {
 	m.out()
 }
 
+// wiped waits until every slot that is to be overwritten is.
+func (m *pagedMachine) wiped() {
+	for deadline := time.Now().Add(time.Minute); ; {
+		left := uint64(0)
+		for _, f := range m.s.files.disks() {
+			left += f.info().Wiping
+		}
+		if left == 0 {
+			return
+		}
+		if m.s.wipeStep() == 0 && time.Now().After(deadline) {
+			m.t.Fatalf("%d slots wait to be overwritten", left)
+		}
+	}
+}
+
 // used is how many slots of each page file are in use, by number.
 func (m *pagedMachine) used() (used []uint64) {
 	for _, f := range m.s.Snapshot().PageFiles {
@@ -331,15 +347,13 @@ func TestWipe(t *testing.T) {
 			t.Fatalf("before: found in %d frames, %d slots", frames, slots)
 		}
 		m.g.Punch(0, 149)
-		for m.s.wipeStep() > 0 {
-		}
+		m.wiped()
 		m.check()
 		if frames, slots := found(); frames > 150 || slots > 150 {
 			t.Errorf("with half of it deleted: found in %d frames, %d slots", frames, slots)
 		}
 		m.g.Punch(0, 299)
-		for m.s.wipeStep() > 0 {
-		}
+		m.wiped()
 		m.check()
 		if frames, slots := found(); frames > 0 || slots > 0 {
 			t.Errorf("afterwards: found in %d frames, %d slots", frames, slots)

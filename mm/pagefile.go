@@ -63,6 +63,8 @@ type pageFile struct {
 	// +checklocks:mu
 	wipeHint uint64
 	// +checklocks:mu
+	wipesNow bool // a run is being overwritten
+	// +checklocks:mu
 	idle bool // nothing was in use when the disk was last given space back
 	// +checklocks:mu
 	closing bool // no slot is handed out any more
@@ -328,7 +330,7 @@ func (p *pageFile) free(slot uint64) {
 }
 
 // wipe overwrites up to n slots that were freed, consecutive ones at once, and hands them out again from then on. It
-// returns how many. One caller at a time.
+// returns how many. While another caller is at it there is nothing to do.
 func (p *pageFile) wipe(n uint64, zeros []byte) (wiped uint64) {
 	for wiped < n {
 		run := p.nextToWipe(min(n-wiped, clusterPages))
@@ -355,9 +357,10 @@ func (p *pageFile) wipe(n uint64, zeros []byte) (wiped uint64) {
 func (p *pageFile) nextToWipe(n uint64) slotRun {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.towipe == 0 {
+	if p.towipe == 0 || p.wipesNow {
 		return slotRun{}
 	}
+	p.wipesNow = true
 	first := skip(p.wiping, p.wipeHint, p.top, 0)
 	if first >= p.top {
 		first = skip(p.wiping, 0, p.top, 0)
@@ -375,6 +378,7 @@ func (p *pageFile) endWipe(run slotRun) {
 		p.used[i/64] &^= 1 << (i % 64)
 	}
 	p.towipe -= run.n
+	p.wipesNow = false
 }
 
 func (p *pageFile) info() PageFileInfo {

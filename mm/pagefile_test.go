@@ -128,6 +128,85 @@ func readSlot(t testing.TB, m *store.Mem, slot uint64) []byte {
 	return page
 }
 
+// slowStore has a write wait until it may go on.
+type slowStore struct {
+	*store.Mem
+	began, goOn chan struct{}
+}
+
+func (s slowStore) WriteSlots(slot uint64, bufs [][]byte) error {
+	s.began <- struct{}{}
+	<-s.goOn
+	return s.Mem.WriteSlots(slot, bufs)
+}
+
+// TestWipeTogether: the wiper and a removal may want to overwrite the same slots; each slot is overwritten, and given back, once.
+func TestWipeTogether(t *testing.T) {
+	s := slowStore{store.NewMem(), make(chan struct{}), make(chan struct{})}
+	p, err := newPageFile(0, PageFileConfig{Name: "test", Store: s, Max: 8, Min: 8}, false, true, &Listener{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	p.freed = func() {}
+	slot, got := p.alloc(4)
+	for i := range got {
+		p.free(slot + i)
+	}
+	first := make(chan uint64)
+	go func() { first <- p.wipe(8, make([]byte, PageSize)) }()
+	<-s.began
+	second := make(chan uint64)
+	go func() { second <- p.wipe(8, make([]byte, PageSize)) }()
+	select {
+	case <-s.began:
+		t.Error("slots are overwritten by two")
+		s.goOn <- struct{}{}
+	case n := <-second:
+		if n != 0 {
+			t.Errorf("the second one overwrote %d slots", n)
+		}
+	}
+	s.goOn <- struct{}{}
+	if n := <-first; n != got {
+		t.Errorf("overwrote %d slots, not %d", n, got)
+	}
+	if i := p.info(); i.Wiping != 0 || !p.empty() {
+		t.Errorf("afterwards: %+v", i)
+	}
+}
+
+// TestGrowRemoved: whoever still knows a page file that has been removed neither makes it grow nor shrink in the books.
+func TestGrowRemoved(t *testing.T) {
+	m := newPagedMachine(t, Config{}, 64, [2]uint64{1000, 0}, [2]uint64{1000, 0})
+	m.write(0, 299)
+	group := m.s.files.order()[0]
+	f := group[1]
+	if _, err := m.s.RemovePageFile(f.index); err != nil {
+		t.Fatal(err)
+	}
+	grown := func() uint64 {
+		m.s.commit.mu.Lock()
+		defer m.s.commit.mu.Unlock()
+		return m.s.commit.grown
+	}
+	was := grown()
+	m.s.commit.shrink(f)
+	m.s.commit.shrink(f)
+	if now := grown(); now != was {
+		t.Errorf("shrinking: %d slots were there, now %d", was, now)
+	}
+	size := group[0].info().Size
+	m.s.commit.growing <- struct{}{}
+	m.s.commit.growGroup(group, 64)
+	<-m.s.commit.growing
+	if now, by := grown(), group[0].info().Size-size; now != was+by {
+		t.Errorf("growing: %d slots were there, %d came to the file that is left, now there are %d", was, by, now)
+	}
+	m.expect(0, 299)
+	m.close()
+}
+
 // bothGuards runs a test with plain and with encrypted page files of two slots, both in use.
 func bothGuards(t *testing.T, test func(t *testing.T, p *pageFile, m *store.Mem)) {
 	for name, encrypt := range map[string]bool{"plain": false, "encrypted": true} {
