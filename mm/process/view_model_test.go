@@ -188,7 +188,7 @@ func (m *viewModel) Map(t *rapid.T) {
 	case offset+size > total:
 		wanted = AccessDenied
 	default:
-		for page := base; page < base+uint64(size)|(slotPages-1); page++ {
+		for page := base; page <= (base+uint64(size)-1)|(slotPages-1); page++ {
 			for at := range o.pages {
 				if at&^(slotPages-1) == page&^(slotPages-1) {
 					wanted = InvalidAddress
