@@ -135,8 +135,8 @@ func (p *Process) FileSize(h Handle) (uint64, error) {
 	return uint64(f.Measure()), nil
 }
 
-// SeekFile is SetFilePointerEx: method is FILE_BEGIN, FILE_CURRENT or FILE_END. InvalidParameter for another one;
-// NegativeSeek.
+// SeekFile is SetFilePointerEx: method is FILE_BEGIN, FILE_CURRENT or FILE_END. InvalidParameter for another one,
+// and for a position beyond any file's; NegativeSeek.
 func (p *Process) SeekFile(h Handle, distance int64, method uint32) (uint64, error) {
 	f, done, err := p.file(h, 0)
 	if err != nil {
@@ -154,7 +154,10 @@ func (p *Process) SeekFile(h Handle, distance int64, method uint32) (uint64, err
 		return 0, InvalidParameter
 	}
 	to := int64(from) + distance
-	if to < 0 {
+	switch {
+	case to < 0 && distance > 0:
+		return 0, InvalidParameter
+	case to < 0:
 		return 0, NegativeSeek
 	}
 	f.seek(uint64(to))
@@ -211,8 +214,11 @@ func (p *Process) WriteFile(h Handle, addr, size uint64) (n uint64, err error) {
 		return 0, err
 	}
 	defer done()
-	p.fetch(addr, size)
 	at := f.at()
+	if size > mm.MaxSize-at {
+		return 0, InvalidParameter // no file reaches so far
+	}
+	p.fetch(addr, size)
 	var failed error
 	err = p.touch(Read, addr, size, func(r part, from, _, room uint64) error {
 		if end := int64(at + size); n == 0 && end > f.Measure() {

@@ -26,7 +26,7 @@ func (p *Process) named(name string, access uint32, size uint64) (kernelObject, 
 	if there == nil {
 		return nil, FileNotFound
 	}
-	if s, is := there.(*Section); is && ok && s.pageFile {
+	if s, is := there.(*Section); is && ok {
 		if err := shared.Allows(p, s.file.File, access&SectionMapWrite != 0); err != nil {
 			m.dereference(there, true)
 			return nil, err

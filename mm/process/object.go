@@ -91,7 +91,9 @@ func (m *Machine) dereference(o kernelObject, handle bool) {
 	b.refs--
 	unnamed := false
 	if handle {
-		if b.handles--; b.handles == 0 && b.name != "" {
+		b.handles--
+		// An object that views kept may have got a handle again after its name had gone, and be another's by now.
+		if b.handles == 0 && b.name != "" && m.names[b.name] == o {
 			delete(m.names, b.name)
 			unnamed = true
 		}
