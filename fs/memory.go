@@ -60,6 +60,11 @@ func (c *controlTree) readMemory(h *controlHandle, in *fuse.ReadIn, buf []byte) 
 	w := c.window(&h.node)
 	buf = buf[:min(uint64(len(buf)), memorySize-in.Offset)]
 	if in.ReadFlags&fuse.READ_LOCKOWNER != 0 {
+		leave, st := c.enterMemory(h, in.Offset, uint64(len(buf)))
+		if !st.Ok() {
+			return nil, st
+		}
+		defer leave()
 		n, err := w.ReadDirect(in.Offset, buf)
 		return fuse.ReadResultData(buf[:n]), memoryErrno(err)
 	}
@@ -88,8 +93,25 @@ func (c *controlTree) writeMemory(h *controlHandle, in *fuse.WriteIn, data []byt
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		return uint32(len(data)), memoryErrno(w.WriteBack(in.Offset, data))
 	}
+	leave, st := c.enterMemory(h, in.Offset, uint64(len(data)))
+	if !st.Ok() {
+		return 0, st
+	}
+	defer leave()
 	n, err := w.WriteDirect(in.Offset, data)
 	return uint32(n), memoryErrno(err)
+}
+
+// enterMemory lets a read(2) or write(2) of memory in: what lies in views of files waits for the host, as a call in ctl does,
+// and passes the same gate. EBUSY.
+func (c *controlTree) enterMemory(h *controlHandle, addr, size uint64) (leave func(), st fuse.Status) {
+	if !h.node.proc.process().ShowsSection(addr, size) {
+		return func() {}, fuse.OK
+	}
+	if !enterPatiently(c.env.Gate) {
+		return nil, fuse.EBUSY
+	}
+	return c.env.Gate.Leave, fuse.OK
 }
 
 // memoryErrno is EFAULT for everything that a process is not allowed, EIO if its page cannot be had.

@@ -319,16 +319,24 @@ func (t *processTable) list() (list []*ctl.Process) {
 // Others wait a moment, holding no more than their request, before they are told EBUSY.
 func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (replies []byte, failed syscall.Errno, st fuse.Status) {
 	if t.waits(s, input) {
-		for tries := 0; !gate.TryEnter(); tries++ {
-			if tries == 100 {
-				return nil, 0, fuse.EBUSY
-			}
-			time.Sleep(time.Millisecond)
+		if !enterPatiently(gate) {
+			return nil, 0, fuse.EBUSY
 		}
 		defer gate.Leave()
 	}
 	replies, failed = t.lines(s, input)
 	return replies, failed, fuse.OK
+}
+
+// enterPatiently is TryEnter for up to a moment.
+func enterPatiently(gate ctl.Gate) bool {
+	for tries := 0; !gate.TryEnter(); tries++ {
+		if tries == 100 {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return true
 }
 
 // smallWrite is how long a write can be without keeping one of the buffers that the host's own WRITEs need: go-fuse copies

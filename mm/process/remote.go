@@ -4,7 +4,9 @@ import "errors"
 
 // peek reads memory as the system does for another process: guard pages do not go off, and what cannot be read is
 // NoAccessError.
-func (p *Process) peek(addr uint64, buf []byte) error {
+func (p *Process) peek(addr uint64, buf []byte) error { return p.peekWith(addr, buf, p.load) }
+
+func (p *Process) peekWith(addr uint64, buf []byte, load func(r part, addr uint64, buf []byte) error) error {
 	if len(buf) == 0 {
 		return nil
 	}
@@ -18,7 +20,7 @@ func (p *Process) peek(addr uint64, buf []byte) error {
 	p.mu.Unlock()
 	err := error(NoAccessError)
 	if ok {
-		err = p.copyHeld(addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return p.load(r, at, buf[i:i+n]) })
+		err = p.copyHeld(addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return load(r, at, buf[i:i+n]) })
 	}
 	p.mu.Lock()
 	p.release(h)

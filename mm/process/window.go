@@ -122,6 +122,12 @@ func (p *Process) Mapped() bool {
 // handed out then. The error is an *Exception, or NoAccessError for a guess.
 func (w *Window) Fault(addr uint64, buf []byte, writable func() bool) error {
 	first, last := addr>>pageShift, (addr+uint64(len(buf))-1)>>pageShift
+	if w.p.showsSection(first, last) { // a store to the section would not be seen here: programs map its file
+		if first != last {
+			return NoAccessError
+		}
+		return &Exception{StatusAccessViolation, Read, addr}
+	}
 	if !w.hold(first, last) {
 		return AccessDenied
 	}
@@ -155,23 +161,28 @@ func (w *Window) Fault(addr uint64, buf []byte, writable func() bool) error {
 
 func (w *Window) load(addr uint64, buf []byte, first, last uint64, writable func() bool) error {
 	p := w.p
-	if p.showsSection(first, last) { // a store to the section would not be seen here: programs map its file
-		if first != last {
-			return NoAccessError
-		}
-		return &Exception{StatusAccessViolation, Read, addr}
-	}
 	if first != last {
 		if writable() && !p.quiet(first, last, Write) || !p.quiet(first, last, Read) {
 			return NoAccessError
 		}
-		return p.peek(addr, buf)
+		return p.peekWith(addr, buf, p.loadUnshared)
 	}
 	if !p.storable(first) && writable() {
 		return &Exception{StatusAccessViolation, Write, addr}
 	}
-	return p.read(addr, buf)
+	return p.touch(Read, addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return p.loadUnshared(r, at, buf[i:i+n]) })
 }
+
+// loadUnshared is load of what is no view's: one may have been mapped since the window looked.
+func (p *Process) loadUnshared(r part, addr uint64, buf []byte) error {
+	if r.piece != nil {
+		return mm.StatusInPageError
+	}
+	return p.load(r, addr, buf)
+}
+
+// ShowsSection says whether one of size bytes at addr is a view's: to read or write it may have to wait for real programs.
+func (p *Process) ShowsSection(addr, size uint64) bool { return p.showsSection(span(addr, size)) }
 
 // showsSection says whether a page is a view's.
 func (p *Process) showsSection(first, last uint64) bool {
@@ -282,8 +293,8 @@ func (p *Process) storeBack(addr uint64, data []byte, revoked bool) error {
 	p.mu.Lock()
 	h := p.acquire(page, page, false)
 	ok := p.every(page, page, func(a attr) bool { return revoked || a.protection&Guard == 0 && a.protection.Writable() })
-	if v := p.find(page); ok && v.system {
-		ok = false
+	if v := p.find(page); ok && (v.system || v.view != nil) {
+		ok = false // a view's pages were never handed out, and a store to one waits for the host
 	}
 	p.mu.Unlock()
 	err := error(NoAccessError)

@@ -267,3 +267,50 @@ func TestWindowGone(t *testing.T) {
 		t.Errorf("the host is said to hold %d pages too many", over)
 	}
 }
+
+// TestWindowWithoutViews: neither does the host get a page of a view, nor does what it sends reach one. A store to a view waits
+// for the host to drop the file's pages, which the handler of a WRITE must not.
+func TestWindowWithoutViews(t *testing.T) {
+	sys := newSystem(t, 64, 64)
+	m := NewMachine(sys, OptIn, Listener{})
+	p, err := m.Start(Image{Arch: X64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, _, err := p.CreateSection(NoHandle, uint32(ReadWrite), 2*PageSize, "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := p.MapView(h, ViewRequest{Protection: ReadWrite})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write32(t, p, view, 7)
+	host := newFakeHost(t, p)
+	for _, n := range []uint64{1, 2} {
+		if err := host.window.Fault(view, make([]byte, n*PageSize), func() bool { return false }); err == nil {
+			t.Errorf("the host got %d pages of a view", n)
+		}
+	}
+	if err := p.touch(Read, view, PageSize, func(r part, at, i, n uint64) error {
+		if p.loadUnshared(r, at, make([]byte, n)) == nil {
+			t.Error("a view that was mapped in between was read")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if err := host.window.WriteBack(view, make([]byte, PageSize)); err != nil {
+		t.Error(err)
+	}
+	if n := read32(t, p, view); n != 7 {
+		t.Errorf("the view was written to from the host's cache: %d", n)
+	}
+	if !p.ShowsSection(view+PageSize-1, 1) || p.ShowsSection(view+2*PageSize, PageSize) {
+		t.Error("what shows a section is wrong")
+	}
+	m.End(p)
+	if err := errors.Join(append(sys.Check(), sys.Close())...); err != nil {
+		t.Error(err)
+	}
+}
