@@ -60,7 +60,7 @@ func (c *controlTree) readMemory(h *controlHandle, in *fuse.ReadIn, buf []byte) 
 	w := c.window(&h.node)
 	buf = buf[:min(uint64(len(buf)), memorySize-in.Offset)]
 	if in.ReadFlags&fuse.READ_LOCKOWNER != 0 {
-		leave, st := c.enterMemory(h, in.Offset, uint64(len(buf)))
+		leave, st := c.enterMemory(h, in.Offset, uint64(len(buf)), false)
 		if !st.Ok() {
 			return nil, st
 		}
@@ -93,7 +93,7 @@ func (c *controlTree) writeMemory(h *controlHandle, in *fuse.WriteIn, data []byt
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		return uint32(len(data)), memoryErrno(w.WriteBack(in.Offset, data))
 	}
-	leave, st := c.enterMemory(h, in.Offset, uint64(len(data)))
+	leave, st := c.enterMemory(h, in.Offset, uint64(len(data)), len(data) > smallWrite)
 	if !st.Ok() {
 		return 0, st
 	}
@@ -103,15 +103,16 @@ func (c *controlTree) writeMemory(h *controlHandle, in *fuse.WriteIn, data []byt
 }
 
 // enterMemory lets a read(2) or write(2) of memory in: what lies in views of files waits for the host, as a call in ctl does,
-// and passes the same gate. EBUSY.
-func (c *controlTree) enterMemory(h *controlHandle, addr, size uint64) (leave func(), st fuse.Status) {
-	if !h.node.proc.process().ShowsSection(addr, size) {
+// and passes the same gate. EBUSY; at once for a write that keeps one of the buffers that the host's own WRITEs need.
+func (c *controlTree) enterMemory(h *controlHandle, addr, size uint64, large bool) (leave func(), st fuse.Status) {
+	gate := c.env.Gate
+	switch {
+	case !h.node.proc.process().ShowsSection(addr, size):
 		return func() {}, fuse.OK
-	}
-	if !enterPatiently(c.env.Gate) {
+	case large && !gate.TryEnter(), !large && !enterPatiently(gate):
 		return nil, fuse.EBUSY
 	}
-	return c.env.Gate.Leave, fuse.OK
+	return gate.Leave, fuse.OK
 }
 
 // memoryErrno is EFAULT for everything that a process is not allowed, EIO if its page cannot be had.

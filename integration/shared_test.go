@@ -2,14 +2,17 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -502,4 +505,111 @@ func TestSharedPressure(t *testing.T) {
 		}
 	}
 	wantVerb(t, m.dir, "^ok\n$", "check")
+}
+
+// TestWriteFileBehindProgram: programs have appended to files and keep them open; processes that write to the beginnings do not
+// cut them off, even if as many calls as may wait for the host at once are under way.
+func TestWriteFileBehindProgram(t *testing.T) {
+	m := mountMemfs(t, options{memory: "16M"})
+	var all sync.WaitGroup
+	for i := range 8 {
+		c := m.process(t, fmt.Sprint("p", i))
+		c.say("b = VirtualAlloc 0 0x1000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE", "Write $b 61626364")
+		all.Go(func() {
+			for n := range 25 {
+				if err := m.writeBehind(c, fmt.Sprintf("log%d-%d", i, n)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// writeBehind appends to a new file, has a process write to its beginning, and compares.
+func (m *mount) writeBehind(c *console, name string) error {
+	f, err := os.Create(m.path(name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const size = 10000
+	lines := fmt.Sprintf("f = CreateFile \"/%s\" GENERIC_READ|GENERIC_WRITE\nSetFilePointerEx $f 2 0\nWriteFile $f $b 4\nCloseHandle $f\n", name)
+	if _, err := f.Write(bytes.Repeat([]byte{'.'}, size)); err != nil {
+		return err
+	}
+	for {
+		if _, err = c.ctl.WriteString(lines); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+	}
+	got, readErr := os.ReadFile(m.path(name))
+	if err = errors.Join(err, readErr); err == nil && (len(got) != size || string(got[:8]) != "..abcd.." || got[size-1] != '.') {
+		err = fmt.Errorf("%s has %d bytes of %d: %.10q…", name, len(got), size, got)
+	}
+	return err
+}
+
+// TestMemoryOfViews writes and reads views of a file through the mem of many processes, more than may wait for the host at
+// once, while a program stores into the file: some are told EBUSY, and nobody hangs.
+func TestMemoryOfViews(t *testing.T) {
+	m := mountMemfs(t, options{memory: "16M", limit: time.Minute})
+	const size, processes, view = 256 << 10, 16, 0x10000000
+	must(t, os.WriteFile(m.path("f"), make([]byte, size), 0o644))
+	f, err := os.OpenFile(m.path("f"), os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	shared, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	defer unix.Munmap(shared)
+
+	var quit atomic.Bool
+	var all sync.WaitGroup
+	var done, busy atomic.Uint64
+	var mems []*os.File
+	for i := range processes {
+		name := fmt.Sprint("p", i)
+		m.process(t, name).say(`f = CreateFile "/f" GENERIC_READ|GENERIC_WRITE`, "h = CreateFileMapping $f PAGE_READWRITE 0 0 0",
+			fmt.Sprintf("MapViewOfFileEx $h FILE_MAP_WRITE 0 0 0 %#x", view))
+		mem, err := os.OpenFile(m.path(".proc", name, "mem"), os.O_RDWR, 0)
+		must(t, err)
+		defer mem.Close()
+		mems = append(mems, mem)
+	}
+	all.Go(func() {
+		for i := 0; !quit.Load(); i += 4096 {
+			shared[i%size+1]++
+		}
+	})
+	for i, mem := range mems {
+		for _, access := range []func([]byte, int64) (int, error){mem.WriteAt, mem.ReadAt} {
+			all.Go(func() {
+				b := make([]byte, size/4)
+				for n := i; !quit.Load(); n++ {
+					_, err := access(b, int64(view+n%4*len(b)))
+					switch {
+					case err == nil:
+						done.Add(1)
+					case errors.Is(err, unix.EBUSY):
+						busy.Add(1)
+					default:
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+	}
+	for end := time.Now().Add(short(5*time.Second, 2*time.Second)); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(m.dir, &st); err != nil {
+			t.Error(err)
+		}
+	}
+	quit.Store(true)
+	all.Wait()
+	if t.Logf("%d reads and writes, %d refused", done.Load(), busy.Load()); done.Load() == 0 {
+		t.Error("nothing was read or written")
+	}
 }
