@@ -85,7 +85,7 @@ func TestProcessFiles(t *testing.T) {
 			"MEM_RESERVE MEM_PRIVATE -", "PAGE_EXECUTE_READ", "PAGE_READWRITE|PAGE_GUARD", "stack", "KUSER_SHARED_DATA"},
 		"smaps":      {"10000000-10004000 rw-p 00000000 00:00 0\n", "[stack]", "10004000-10005000 r--p", "VmFlags: rd wr mr mw me lo\n", "Locked:                 8 kB\n"},
 		"pagemap":    {" Valid ", " Paged ", " DemandZero ", "PAGE_READONLY"},
-		"workingset": {"000010008000 yes          0 PAGE_READWRITE\n"},
+		"workingset": {"000010008000 yes         0 PAGE_READWRITE\n"},
 		"limits":     {"Max address space         unlimited"},
 		"status":     {"Locked:                8 kB\n", "Threads:               1\n"},
 	} {
