@@ -139,10 +139,11 @@ type controlHandle struct {
 }
 
 // lastAnswer is what a fresh reader of a ctl gets: everything that the handle which was written to last was answered,
-// since a shell makes several writes of `printf 'trim\nflush\n' > ctl`.
+// since a shell makes several writes of `printf 'trim\nflush\n' > ctl`; but not what an earlier reader has got of it.
 type lastAnswer struct {
 	fh   uint64
 	text []byte
+	seen bool // by a reader: the next answer takes its place
 }
 
 // Bounds on what the control tree may cost the host.
@@ -735,7 +736,7 @@ func (c *controlTree) open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Op
 		c.window(&n) // before anything can be mapped
 	} else if n.isCtl() {
 		flags |= fuse.FOPEN_STREAM
-		answer := c.lastAnswer(&n)
+		answer := c.lastAnswer(&n, h.access == syscall.O_RDONLY)
 		h.mu.Lock()
 		h.answer, h.fresh = answer, true
 		h.mu.Unlock()
@@ -946,9 +947,13 @@ func newestLines(text []byte, limit int) []byte {
 }
 
 // lastAnswer is what a fresh reader of a ctl gets; before any command, the list of commands.
-func (c *controlTree) lastAnswer(n *controlNode) []byte {
+func (c *controlTree) lastAnswer(n *controlNode, reader bool) []byte {
 	c.mu.Lock()
 	last, ok := c.last[n.id()]
+	if ok && reader {
+		last.seen = true
+		c.last[n.id()] = last
+	}
 	c.mu.Unlock()
 	switch {
 	case n.rule() != "":
@@ -975,10 +980,10 @@ func (c *controlTree) keepAnswer(n *controlNode, fh uint64, answer []byte) {
 		delete(c.last, c.lastOrder[0])
 		c.lastOrder = slices.Delete(c.lastOrder, 0, 1)
 	}
-	if last.fh == fh {
+	if last.fh == fh && !last.seen {
 		answer = slices.Concat(last.text, answer)
 	}
-	c.last[id] = lastAnswer{fh, newestLines(answer, maxAnswer)}
+	c.last[id] = lastAnswer{fh: fh, text: newestLines(answer, maxAnswer)}
 }
 
 // flush ends a list of faults whose last line has no end.

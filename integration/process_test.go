@@ -193,3 +193,34 @@ func TestProcessesOfOthersLines(t *testing.T) {
 		t.Errorf("processes that are left:\n%s", left)
 	}
 }
+
+// TestReplyToFreshReader keeps a process's ctl open for writing and reads each reply by opening it anew: a reader gets what was
+// answered since the one before, and all of it if there was none.
+func TestReplyToFreshReader(t *testing.T) {
+	m := mountMemfs(t, options{memory: "32M", pageFile: "64M"})
+	must(t, os.Mkdir(m.path(".proc/p"), 0o755))
+	w, err := os.OpenFile(m.path(".proc/p/ctl"), os.O_WRONLY, 0)
+	must(t, err)
+	defer w.Close()
+	for _, step := range []struct{ lines, want string }{
+		{"SetLastError 5\n", "OK 0x0 LastError=5\n"},
+		{"GetLastError\n", "OK 0x5\n"},
+		{"", "OK 0x5\n"},
+		{"VirtualFree 0 0 MEM_RELEASE\n", "ERR 487 ERROR_INVALID_ADDRESS\n"},
+		{"GetLastError\nSetLastError 0\n", "OK 0x1e7\nOK 0x0 LastError=0\n"},
+	} {
+		if step.lines != "" {
+			_, _ = w.WriteString(step.lines) // of a call that fails, so does the write
+		}
+		if got := string(mustRead(t, m.path(".proc/p/ctl"))); got != step.want {
+			t.Errorf("after %q a reader gets %q, want %q", step.lines, got, step.want)
+		}
+	}
+	for _, line := range []string{"GetLastError\n", "SetLastError 7\n"} {
+		_, err := w.WriteString(line)
+		must(t, err)
+	}
+	if got := string(mustRead(t, m.path(".proc/p/ctl"))); got != "OK 0x0\nOK 0x0 LastError=7\n" {
+		t.Errorf("after two writes a reader gets %q", got)
+	}
+}

@@ -49,7 +49,7 @@ func init() {
 			Do: func(c *Call) error { return c.Process.Reclaim(c.Number("Address"), c.Number("Size")) }},
 		Row{Name: "DiscardVirtualMemory", Params: "Address Size", ReturnsError: true, Help: "drop the contents at once",
 			Do: func(c *Call) error { return c.Process.Discard(c.Number("Address"), c.Number("Size")) }},
-		Row{Name: "GetWriteWatch", Params: "Flags Address Size Capacity", Do: getWriteWatch,
+		Row{Name: "GetWriteWatch", Params: "Flags Address Size Capacity?", Do: getWriteWatch,
 			Help: "which pages of a MEM_WRITE_WATCH allocation were written"},
 		Row{Name: "ResetWriteWatch", Params: "Address Size", Help: "forget which pages were written",
 			Do: func(c *Call) error { return c.Process.ResetWriteWatch(c.Number("Address"), c.Number("Size")) }},
@@ -279,9 +279,11 @@ func getWriteWatch(c *Call) error {
 	count := c.Number("Capacity")
 	flags, ok := c.Flags("Flags")
 	switch {
-	case count == 0 || !ok:
+	case !c.Given("Capacity") && !c.Null():
+		return syntaxf("GetWriteWatch wants Capacity")
+	case c.Given("Capacity") && count == 0 || !ok:
 		return process.InvalidParameter
-	case c.Null():
+	case c.Null(): // in the place of Capacity: what points to it
 		return process.NoAccessError
 	}
 	pages, err := c.Process.GetWriteWatch(flags, c.Number("Address"), c.Number("Size"), int(min(count, maxWatch)))
