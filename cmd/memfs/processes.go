@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -336,8 +338,13 @@ type runOptions struct {
 // tallied is what became of the scripts.
 type tallied struct{ lines, failed int }
 
+func isArch(name string) bool {
+	_, ok := process.ParseArch(name)
+	return ok
+}
+
 func (o *runOptions) run(c *cobra.Command, scripts []string) error {
-	if _, ok := process.ParseArch(o.arch); !ok {
+	if !isArch(o.arch) {
 		return usageError("--arch %q: there are x64, x86 and arm64", o.arch)
 	}
 	var control *control
@@ -376,13 +383,21 @@ func (o *runOptions) run(c *cobra.Command, scripts []string) error {
 	return nil
 }
 
+// readScript is the text of a script. What is no text is refused: none of it could be a call, and it does not belong on a
+// terminal.
 func readScript(name string, stdin io.Reader) ([]byte, error) {
+	var text []byte
+	var err error
 	if name == "-" {
-		return io.ReadAll(stdin)
+		text, err = io.ReadAll(stdin)
+	} else {
+		text, err = os.ReadFile(name)
 	}
-	text, err := os.ReadFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s", name, reason(err))
+	}
+	if i := bytes.IndexFunc(text, func(r rune) bool { return r < ' ' && r != '\t' && r != '\r' && r != '\n' || r == utf8.RuneError }); i >= 0 {
+		return nil, fmt.Errorf("%s: line %d: byte %#02x is not text: not a script of calls", name, 1+bytes.Count(text[:i], []byte("\n")), text[i])
 	}
 	return text, nil
 }
@@ -391,7 +406,9 @@ func readScript(name string, stdin io.Reader) ([]byte, error) {
 func (o *runOptions) play(interrupted context.Context, c *cobra.Command, control *control, script string, s *dialogue.Scenario, t *tallied) error {
 	name, arch := o.process, o.arch
 	if a := s.Tags["arch"]; a != "" {
-		arch = a
+		if arch = a; !isArch(arch) {
+			return fmt.Errorf("scenario %q: [arch=%s]: there are x64, x86 and arm64", s.Name, arch)
+		}
 	}
 	if name == "" {
 		name = fmt.Sprintf("run-%d@%s", os.Getpid(), arch)
