@@ -183,6 +183,7 @@ func (c *Call) processArgument(name string) (a argument, err error) {
 		if process.Handle(n) == process.NoHandle || n == 0xFFFFFFFF && c.Process.Image().Arch.Pointer() == 4 {
 			a.process = c.Process
 		}
+		a.number = n
 		return a, nil
 	}
 	if !isName(strings.Map(plain, name)) {

@@ -20,7 +20,7 @@ func init() {
 			Help: "reserve, commit or reset pages; returns the base"},
 		Row{Name: "VirtualAllocEx", Params: "Process=process Address Size AllocationType Protect", Do: virtualAlloc(other),
 			Help: "VirtualAlloc in another process"},
-		Row{Name: "VirtualAlloc2", Params: "Process=process Address Size AllocationType Protect", Do: virtualAlloc2,
+		Row{Name: "VirtualAlloc2", Params: "Process=process Address Size AllocationType Protect Extended...", Do: virtualAlloc2,
 			Help: "VirtualAllocEx with placeholders"},
 		Row{Name: "VirtualFree", Params: "Address Size FreeType", Do: virtualFree(self), Help: "decommit or release pages"},
 		Row{Name: "VirtualFreeEx", Params: "Process=process Address Size FreeType", Do: virtualFree(other),
@@ -161,16 +161,32 @@ func virtualAlloc(of target) func(c *Call) error {
 
 func virtualAlloc2(c *Call) error {
 	p, err := other(c)
-	if err != nil {
+	switch {
+	case err != nil && c.Number("Process") == 0:
 		p = c.Process // NULL means the caller here
+	case err != nil:
+		return err
 	}
 	f, err := c.flags("AllocationType", "Protect")
 	if err != nil {
 		return err
 	}
+	if err := c.noExtended(); err != nil {
+		return err
+	}
 	base, err := p.Alloc2(c.Number("Address"), c.Number("Size"), f[0], process.Protection(f[1]))
 	c.Return(base)
 	return err
+}
+
+// noExtended refuses extended parameters, of which there are none: NULL and 0 is how a program says that.
+func (c *Call) noExtended() error {
+	for _, n := range c.Rest() {
+		if n != 0 {
+			return process.InvalidParameter
+		}
+	}
+	return nil
 }
 
 func virtualFree(of target) func(c *Call) error {

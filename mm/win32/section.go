@@ -26,7 +26,8 @@ func init() {
 		"MEM_UNMAP_WITH_TRANSIENT_BOOST": process.UnmapTransientBoost,
 
 		"GENERIC_READ": process.GenericRead, "GENERIC_WRITE": process.GenericWrite, "GENERIC_EXECUTE": process.GenericExecute,
-		"GENERIC_ALL": process.GenericAll, "FILE_READ_DATA": 1, "FILE_WRITE_DATA": 2, "FILE_EXECUTE": 0x20,
+		"GENERIC_ALL": process.GenericAll, "DELETE": 0x10000, "READ_CONTROL": 0x20000, "STANDARD_RIGHTS_REQUIRED": 0xF0000,
+		"SYNCHRONIZE": 0x100000, "FILE_READ_DATA": 1, "FILE_WRITE_DATA": 2, "FILE_EXECUTE": 0x20,
 		"FILE_SHARE_READ": 1, "FILE_SHARE_WRITE": 2, "FILE_SHARE_DELETE": 4, "FILE_ATTRIBUTE_NORMAL": 0x80,
 		"CREATE_NEW": 1, "CREATE_ALWAYS": 2, "OPEN_EXISTING": 3, "OPEN_ALWAYS": 4, "TRUNCATE_EXISTING": 5,
 		"FILE_BEGIN": 0, "FILE_CURRENT": 1, "FILE_END": 2,
@@ -164,7 +165,7 @@ func mapViewOfFile(c *Call) error {
 
 func mapViewOfFile2(c *Call) error {
 	p, err := other(c)
-	if err != nil && c.row.name != "MapViewOfFile3" {
+	if err != nil && (c.row.name != "MapViewOfFile3" || c.Number("Process") != 0) {
 		return err
 	}
 	f, err := c.flags("AllocationType", "PageProtection")
@@ -177,10 +178,8 @@ func mapViewOfFile2(c *Call) error {
 	if c.row.name != "MapViewOfFile3" && f[0]&process.MemReplacePlaceholder != 0 {
 		return process.InvalidParameter
 	}
-	for _, n := range c.Rest() { // extended parameters
-		if n != 0 {
-			return process.InvalidParameter
-		}
+	if err := c.noExtended(); err != nil {
+		return err
 	}
 	base, err := c.Process.MapView(c.handle("FileMapping"), process.ViewRequest{
 		Offset: c.Number("Offset"), Base: c.Number("BaseAddress"), Size: c.Number("ViewSize"), Type: f[0],
