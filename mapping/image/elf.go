@@ -50,6 +50,10 @@ func (c *elfClass) address(b []byte) uint64 {
 // maxPrograms is more program headers than any linker makes.
 const maxPrograms = 1024
 
+// maxRelocations is the most bytes that a table of relocations may have. A sparse file has as many as it likes, at no cost to
+// who makes it; large libraries have some ten million.
+const maxRelocations = 16 << 20
+
 // program is a program header.
 type program struct {
 	kind                         elf.ProgType
@@ -178,7 +182,7 @@ func (im *Image) loads(f *file, programs []program) (low uint64, err error) {
 		return 0, refuse(StatusInvalidImageFormat, "there is nothing to load")
 	}
 	low = list[0].vaddr &^ (granularity - 1)
-	end := uint64(0)
+	end, raw := uint64(0), uint64(0)
 	for _, p := range list {
 		switch {
 		case p.vaddr >= elfTop || p.memsz > elfTop || p.vaddr+p.memsz > elfTop || im.Bits == 32 && p.vaddr+p.memsz > 1<<32:
@@ -193,6 +197,9 @@ func (im *Image) loads(f *file, programs []program) (low uint64, err error) {
 			return 0, refuse(StatusInvalidImageFormat, "segments overlap, or are not in order, at 0x%x", p.vaddr)
 		}
 		s := elfSegment(p, uint64(f.size))
+		if raw += s.Raw; raw > maxImage {
+			return 0, refuse(StatusInvalidImageFormat, "segments of more than 0x%x bytes of the file", uint64(maxImage))
+		}
 		end = s.RVA + s.Size
 		if s.Access&Execute != 0 {
 			im.Code = true
@@ -320,7 +327,10 @@ func (im *Image) directory(f *file, rva, size uint64) ([]byte, error) {
 	if !ok || rva-s.RVA > s.Raw || size > s.Raw-(rva-s.RVA) {
 		return nil, refuse(StatusInvalidImageFormat, "relocations at 0x%x that the file does not have", rva)
 	}
-	b := make([]byte, size) // no more than the file has
+	if size > maxRelocations {
+		return nil, refuse(StatusInvalidImageFormat, "0x%x bytes of relocations, of which there may be 0x%x", size, maxRelocations)
+	}
+	b := make([]byte, size)
 	return b, im.read(f.r, b, rva)
 }
 

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"slices"
 	"sort"
+	"unsafe"
 )
 
 // FixupKind is how a place is fixed; the delta is how far the image is from where it was linked for.
@@ -82,6 +83,16 @@ type fixups interface {
 	between(im *Image, r io.ReaderAt, lo, hi uint64) iter.Seq2[Fixup, error]
 	// any says whether there may be some that begin in lo..hi.
 	any(lo, hi uint64) bool
+	// bytes is how much memory they take.
+	bytes() int
+}
+
+// Bytes is how much memory the image takes besides what all of them do: its fixups are as many as its file says.
+func (im *Image) Bytes() int {
+	if im.fixups == nil {
+		return 0
+	}
+	return im.fixups.bytes()
 }
 
 // --- PE ------------------------------------------------------------------------------------------------------------------
@@ -211,6 +222,8 @@ func (s blocks) between(im *Image, r io.ReaderAt, lo, hi uint64) iter.Seq2[Fixup
 
 // --- ELF -----------------------------------------------------------------------------------------------------------------
 
+func (b blocks) bytes() int { return cap(b) * int(unsafe.Sizeof(block{})) }
+
 // relatives are the relative relocations of an ELF image, by address: each of DT_RELA and DT_REL is one, and each word of
 // DT_RELR too, which has a bit for each of the words that follow it.
 type relatives struct {
@@ -225,6 +238,8 @@ type relative struct {
 	// addend of the word at rva, or with inPlace a bit for each word from rva on.
 	bits uint64
 }
+
+func (s *relatives) bytes() int { return cap(s.list) * int(unsafe.Sizeof(relative{})) }
 
 // reach is how far behind its rva one of the list goes.
 func (s *relatives) reach() uint64 {
@@ -282,6 +297,8 @@ func (s *relatives) sorted() *relatives {
 
 // both are two lists of one image.
 type both [2]fixups
+
+func (b both) bytes() int { return b[0].bytes() + b[1].bytes() }
 
 func (b both) any(lo, hi uint64) bool { return b[0].any(lo, hi) || b[1].any(lo, hi) }
 

@@ -230,6 +230,49 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// sparse is a file of zeros but for its beginning.
+type sparse []byte
+
+func (s sparse) ReadAt(b []byte, off int64) (int, error) {
+	clear(b)
+	if off < int64(len(s)) {
+		copy(b, s[off:])
+	}
+	return len(b), nil
+}
+
+// TestSparse: a sparse file costs its owner nothing, so what it says of its size is not believed without end.
+func TestSparse(t *testing.T) {
+	const size = 1 << 40
+	for name, change := range map[string]func(b []byte){
+		"segment": func(b []byte) {
+			e := b[elf64.header+elf64.program:]
+			le.PutUint64(e[elf64.filesz:], size/2)
+			le.PutUint64(e[elf64.memsz:], size/2)
+		},
+		"relocations": func(b []byte) {
+			e := b[elf64.header+elf64.program:]
+			le.PutUint64(e[elf64.filesz:], 1<<30)
+			le.PutUint64(e[elf64.memsz:], 1<<30)
+			le.PutUint64(b[0x1000+4*elf64.dyn+int(elf64.word):], 1<<29) // DT_RELRSZ: each word of zeros is one
+		},
+	} {
+		b := tinyELF(64)
+		change(b)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Open(sparse(b), size)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; err == nil || n > 256<<10 {
+			t.Errorf("%s: %v, %d KiB", name, err, n>>10)
+		}
+	}
+	b := tinyELF(64)
+	if im := mustOpen(t, b); im.Bytes() < 16*4 || im.Bytes() > 1<<10 {
+		t.Errorf("the fixups take %d bytes", im.Bytes())
+	}
+}
+
 // failing is a file that cannot be read.
 type failing struct{}
 

@@ -21,6 +21,7 @@ type controlArea struct {
 	header  [sha256.Size]byte // of what of the file says how it is laid out: a file that was written anew is another image
 	base    uint64            // where all who map it would like to have it
 	shared  *imagePages       // of sections that all who map the image write together
+	records int               // bytes charged
 	refs    int
 
 	mu sync.Mutex
@@ -111,17 +112,18 @@ func imageError(err error) error {
 
 // areaOf finds the control area of a file's image, or makes it.
 func (m *Machine) areaOf(f *openFile, im *image.Image, header [sha256.Size]byte) (*controlArea, error) {
-	if err := m.sys.ChargeRecord(areaBytes); err != nil {
+	records := areaBytes + im.Bytes()
+	if err := m.sys.ChargeRecord(records); err != nil {
 		return nil, win32(err)
 	}
 	m.images.Lock()
 	defer m.images.Unlock()
 	if a := m.areas[f.Segment()]; a != nil && a.header == header {
-		m.sys.ReleaseRecord(areaBytes)
+		m.sys.ReleaseRecord(records)
 		a.refs++
 		return a, nil
 	}
-	a := &controlArea{machine: m, file: f, layout: im, header: header, refs: 1, at: make(map[uint64]*basedImage)}
+	a := &controlArea{machine: m, file: f, layout: im, header: header, records: records, refs: 1, at: make(map[uint64]*basedImage)}
 	if a.base = im.Base; im.Dynamic() || im.Base == 0 {
 		a.base = m.chooseBase(im)
 	}
@@ -186,7 +188,7 @@ func (a *controlArea) release() {
 		return
 	}
 	a.shared.delete()
-	m.sys.ReleaseRecord(areaBytes)
+	m.sys.ReleaseRecord(a.records)
 	m.dereference(a.file, false)
 }
 
