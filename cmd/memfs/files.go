@@ -160,6 +160,8 @@ func newProtectCommand() *cobra.Command {
 				return fmt.Errorf("%s: --below is for directories", p.path)
 			case below:
 				_, err = p.order(dir+"/:ctl", "protect "+args[1], longTimeout)
+			case len(args) == 2 && args[1] == "inherit" && p.rel == ".":
+				return fmt.Errorf("%s: the root of the mount is in no directory that it could inherit from", p.path)
 			case len(args) == 2:
 				err = p.set(dir+"/"+prefix+"protection", args[1])
 			default:
@@ -325,6 +327,9 @@ func newFilesCommand() *cobra.Command {
 				printWarning("%d files and directories were left out: they may not be read", skipped)
 			}
 			if asJSON {
+				if files == nil {
+					files = []fileInfo{} // an empty array, not null
+				}
 				return json.NewEncoder(c.OutOrStdout()).Encode(map[string]any{"v": 1, "files": files})
 			}
 			_, err = c.OutOrStdout().Write(filesTable(files))

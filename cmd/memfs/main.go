@@ -129,6 +129,8 @@ func newRootCommand() *cobra.Command {
 		},
 	}
 	root.SuggestionsMinimumDistance = 2
+	root.Version = versionLine()
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if bad := (*pflag.InvalidValueError)(nil); errors.As(err, &bad) {
 			return usageError("--%s %q: %s", bad.GetFlag().Name, bad.GetValue(), badValue(bad))
@@ -140,6 +142,15 @@ func newRootCommand() *cobra.Command {
 		newNXCommand(),
 		newCallCommand(), newRunCommand(), newCheckCommand(),
 		newVersionCommand(), newLaunderCommand(), newSyscallCommand())
+	root.InitDefaultHelpCmd()
+	if c, _, err := root.Find([]string{"help"}); err == nil && c != root {
+		c.Args = func(_ *cobra.Command, args []string) error {
+			if about, _, err := root.Find(args); len(args) > 0 && (err != nil || about == root) {
+				return usageError("help: unknown verb %q; there are: %s", strings.Join(args, " "), strings.Join(verbs(root), " "))
+			}
+			return nil
+		}
+	}
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil && c != root {
 		c.Args = cobra.ArbitraryArgs

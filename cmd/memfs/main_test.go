@@ -76,6 +76,8 @@ func TestUsageErrors(t *testing.T) {
 		{"umount --timeout 5 DIR", exitUsage, "such as 500ms"},
 		{"files -n -1 DIR", exitUsage, "--lines -1"},
 		{"completion", exitUsage, "bash"},
+		{"help frobnicate", exitUsage, "frobnicate"},
+		{"nx --optin a/b DIR", exitUsage, "not the name of a program"},
 		{"completion csh", exitUsage, `"csh"`},
 		{"completion bash zsh", exitUsage, "zsh"},
 	} {

@@ -170,6 +170,13 @@ func newNXCommand() *cobra.Command {
 		Example:   "  memfs nx /tmp/m\n  memfs nx /tmp/m AlwaysOn\n  memfs nx --optout legacy --optout=-other /tmp/m OptOut",
 		ValidArgs: []string{"OptIn", "OptOut", "AlwaysOn", "AlwaysOff"},
 		RunE: func(c *cobra.Command, args []string) error {
+			for name, programs := range lists {
+				for _, program := range *programs {
+					if bare := strings.TrimPrefix(strings.TrimSpace(program), "-"); bare == "" || strings.ContainsAny(bare, "/\n") {
+						return usageError("--%s %q: not the name of a program", name, program)
+					}
+				}
+			}
 			path, policy, err := pathAndValue(c, args, mount, func(s string) bool {
 				_, ok := process.ParsePolicy(s)
 				return ok
