@@ -140,8 +140,10 @@ func TestCapturingStderr(t *testing.T) {
 	}
 	s := &session{o: &mountOptions{mountpoint: "/x"}}
 	for want, err := range map[string]error{
-		"/x: cannot mount: fusermount3: no":    s.mountError(io.EOF, "/usr/bin/fusermount3: no\n"),
-		"/x: cannot mount: EOF":                s.mountError(io.EOF, "\n"),
+		"/x: cannot mount: fusermount3: no": s.mountError(io.EOF, "/usr/bin/fusermount3: no\n"),
+		"/x: cannot mount: EOF":             s.mountError(io.EOF, "\n"),
+		"/x: cannot mount: fusermount3: failed to open /dev/fuse: Permission denied; mount as root, or let all users open it (chmod 666 /dev/fuse)": s.mountError(
+			io.EOF, "/usr/bin/fusermount3: failed to open /dev/fuse: Permission denied\n"),
 		"/x: not permitted to mount: be root,": s.mountError(unix.EPERM, ""),
 	} {
 		if !strings.HasPrefix(err.Error(), want) {

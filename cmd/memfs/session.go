@@ -384,6 +384,9 @@ func (s *session) mountError(err error, said string) error {
 		if _, rest, ok := strings.Cut(said, "fusermount3: "); ok {
 			said = rest
 		}
+		if strings.Contains(said, "/dev/fuse: Permission denied") {
+			said += "; mount as root, or let all users open it (chmod 666 /dev/fuse)"
+		}
 		return fmt.Errorf("%s: cannot mount: fusermount3: %s", s.o.mountpoint, oneLine(errors.New(said)))
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%s: %w", s.o.mountpoint, errNotPermitted)
