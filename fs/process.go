@@ -357,7 +357,8 @@ func (t *processTable) waits(s *simulated, input []byte) bool {
 func (t *processTable) lines(s *simulated, input []byte) (replies []byte, failed syscall.Errno) {
 	lines := bytes.Split(input, []byte{'\n'})
 	if len(input) > ctl.MaxWrite || len(lines) > ctl.MaxCommands+1 {
-		return []byte("ERR 87 ERROR_INVALID_PARAMETER (too much for one write; nothing was done)\n"), syscall.E2BIG
+		return []byte(badOption(fmt.Sprintf("%d lines and %d bytes at most in one write, nothing was done; memfs run plays longer scripts",
+			ctl.MaxCommands, ctl.MaxWrite)) + "\n"), syscall.E2BIG
 	}
 	for _, line := range lines {
 		reply, errno := t.line(s, string(line))
