@@ -118,7 +118,7 @@ func (v *View) store(addr uint64, data []byte) error {
 		return err
 	}
 	defer set.Done()
-	for page := first; page <= last; page++ {
+	for page := first; page <= last && err == nil; page++ {
 		lo := 0
 		if page == first {
 			lo = int(addr % PageSize)
@@ -126,15 +126,15 @@ func (v *View) store(addr uint64, data []byte) error {
 		n := min(len(data), PageSize-lo)
 		if set.frames[page-first] != 0 {
 			copy(set.slices[page-first][lo:], data[:n])
-		} else if err := v.storeDirect(v.shown(page), lo, data[:n]); err != nil {
-			return err
+		} else {
+			err = v.storeDirect(v.shown(page), lo, data[:n])
 		}
 		data = data[n:]
 	}
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	v.dirtied(set.frames, first)
-	return nil
+	v.dirtied(set.frames, first) // after an error, too: some have been stored into
+	return err
 }
 
 // dirtied notes that the pages from first on have been stored into, those that are in frames and have not been deleted
