@@ -90,6 +90,7 @@ type Call struct {
 	args   map[string]argument
 	rest   []uint64
 	null   bool
+	left   bool // a last error, though the call did not fail
 	result uint64
 	out    []field
 }
@@ -238,6 +239,12 @@ func (c *Call) Other(name string) (*process.Process, error) {
 
 // Return sets the result.
 func (c *Call) Return(n uint64) { c.result = n }
+
+// leave sets the last error of a call that need not fail.
+func (c *Call) leave(e process.Error) {
+	c.Process.SetLastError(e)
+	c.left = true
+}
 
 // Set adds a field to the reply.
 func (c *Call) Set(name string, value any) { c.out = append(c.out, field{name, value}) }

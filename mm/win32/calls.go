@@ -89,7 +89,7 @@ func init() {
 		Row{Name: "GetLastError", Help: "what the last call that failed left",
 			Do: func(c *Call) error { c.Return(uint64(c.Process.LastError())); return nil }},
 		Row{Name: "SetLastError", Params: "Error", Help: "set it",
-			Do: func(c *Call) error { c.Process.SetLastError(process.Error(c.Number("Error"))); return nil }},
+			Do: func(c *Call) error { c.leave(process.Error(c.Number("Error"))); return nil }},
 		Row{Name: "GetCurrentProcessId", Help: "the process's number",
 			Do: func(c *Call) error { c.Return(uint64(c.Process.ID())); return nil }},
 

@@ -119,7 +119,7 @@ func (c *Call) returned(result uint64, failed bool, err error) error {
 		c.SetHex("Result", c.result)
 		return process.Error(e.Code)
 	}
-	c.Process.SetLastError(process.Error(e.Code))
+	c.leave(process.Error(e.Code))
 	return nil
 }
 

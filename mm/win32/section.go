@@ -133,9 +133,9 @@ func (c *Call) made(h process.Handle, existed bool, err error) error {
 	}
 	c.Return(uint64(h))
 	if existed {
-		c.Process.SetLastError(process.AlreadyExists)
+		c.leave(process.AlreadyExists)
 	} else {
-		c.Process.SetLastError(process.Success)
+		c.leave(process.Success)
 	}
 	return nil
 }

@@ -166,14 +166,13 @@ func (s *Session) Execute(line string) (string, syscall.Errno) {
 	if err := c.bind(st.args); err != nil {
 		return refused(err)
 	}
-	before := p.process.LastError()
 	err = row.do(c)
 	if err == nil && st.variable != "" {
 		s.mu.Lock()
 		p.variables[st.variable] = c.result
 		s.mu.Unlock()
 	}
-	return c.reply(err, before)
+	return c.reply(err)
 }
 
 // refused is the reply to a line that is no call: nothing was done.
@@ -186,7 +185,7 @@ func refused(err error) (string, syscall.Errno) {
 }
 
 // reply renders the outcome of a call.
-func (c *Call) reply(err error, before process.Error) (string, syscall.Errno) {
+func (c *Call) reply(err error) (string, syscall.Errno) {
 	var exc *process.Exception
 	var e process.Error
 	var raised *heapError
@@ -203,8 +202,8 @@ func (c *Call) reply(err error, before process.Error) (string, syscall.Errno) {
 	case err != nil:
 		return refused(err)
 	}
-	if now := c.Process.LastError(); now != before {
-		c.Set("LastError", uint32(now))
+	if c.left {
+		c.Set("LastError", uint32(c.Process.LastError()))
 	}
 	return fmt.Sprintf("OK 0x%x%s", c.result, c.fields()), 0
 }
