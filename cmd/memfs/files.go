@@ -223,6 +223,9 @@ func newPagesCommand() *cobra.Command {
 				if asMap {
 					return usageError("pages: --map is for files; a process's pages are far apart")
 				}
+				if !p.has(name) {
+					return fmt.Errorf("%s: neither a file of the mount nor a process", p.path)
+				}
 				return p.show(c.OutOrStdout(), name+"/pagemap", asJSON)
 			}
 			dir, prefix, err := p.controls()

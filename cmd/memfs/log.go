@@ -65,7 +65,7 @@ func listener(log *logrus.Logger) mm.Listener {
 	checksum, failed := newLimiter(log), newLimiter(log)
 	return mm.Listener{
 		ChecksumError: func(file string, slot uint64) {
-			checksum.warn("page file %s: slot %d is not what was written there; its page is an I/O error from now on", file, slot)
+			checksum.warn("page file %s: slot %d is not what was written there: reading its page is an I/O error", file, slot)
 		},
 		StoreError: func(_, _ string, _ uint64, err error) {
 			failed.warn("page file %v", err) // which names file, operation and slots

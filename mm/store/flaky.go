@@ -278,7 +278,7 @@ func ParseFaults(spec string) (seed uint64, faults []Fault, err error) {
 			}
 			if err != nil {
 				if numErr := (*strconv.NumError)(nil); errors.As(err, &numErr) {
-					err = numErr.Err
+					err = errors.New("not a number that this can be")
 				}
 				return 0, nil, fmt.Errorf("fault %q: %q: %w", part, option, err)
 			}
@@ -316,7 +316,11 @@ func (f *Fault) parseKind(key, value string) (err error) {
 		}
 	case "slow":
 		f.Kind, f.Ops = Slow, OpRead|OpWrite
-		f.Delay, err = time.ParseDuration(value)
+		if f.Delay, err = time.ParseDuration(value); err != nil {
+			err = errors.New("not a time: write it as slow=5ms")
+		}
+	case "after", "count", "rate", "seed", "on":
+		err = errors.New("stands behind a fault, as in read=EIO,rate=0.01")
 	default:
 		err = errUnknownFault
 	}
