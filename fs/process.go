@@ -114,7 +114,7 @@ func (t *processTable) all() []*simulated {
 
 const (
 	maxProcesses   = 1024
-	maxProcessName = 64
+	maxProcessName = 128
 )
 
 // parseImage reads what a folder's name says of its process: NAME or NAME@WORD,WORD… A name of digits is not one: such
@@ -199,7 +199,7 @@ func (t *processTable) launch(s *simulated, image process.Image) (*running, erro
 		return nil, err
 	}
 	return &running{process: p, session: win32.NewSession(t.machine, p, func(other string) (*process.Process, error) {
-		return t.peer(other, s, image.Arch)
+		return t.peer(other, s, image)
 	})}, nil
 }
 
@@ -208,6 +208,8 @@ func (t *processTable) enter(s *simulated) fuse.Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
+	case s.parent != nil && t.byID[s.parent.id] != s.parent:
+		return fuse.ENOENT // it has ended meanwhile
 	case t.byName[s.name] != nil:
 		return eexist
 	case t.closed || len(t.byName) >= maxProcesses:
@@ -220,17 +222,19 @@ func (t *processTable) enter(s *simulated) fuse.Status {
 }
 
 // peer is the process that a line of another names (P2: …): one that this process has started, or that somebody has by
-// mkdir, with or without words behind the name; else it is started, of the caller's architecture. Several may start a P2:
+// mkdir, with or without words behind the name; else it is started, with the caller's architecture and state of DEP. Several may start a P2:
 // each has its own, and who comes second finds it in the folder NAME.P2.
-func (t *processTable) peer(name string, caller *simulated, arch process.Arch) (*process.Process, error) {
+func (t *processTable) peer(name string, caller *simulated, like process.Image) (*process.Process, error) {
 	bare, _, _ := strings.Cut(caller.name, "@")
+	bare = bare[:min(len(bare), max(0, maxProcessName-1-len(name)))]
 	names := []string{name, bare + "." + name}
 	s := t.known(names, caller)
 	for i := 0; s == nil && i < len(names); i++ {
-		image, ok := parseImage(names[i], arch)
+		image, ok := parseImage(names[i], like.Arch)
 		if !ok || strings.Contains(name, "@") {
 			break
 		}
+		image.DEP = like.DEP
 		var st fuse.Status
 		if s, st = t.startImage(&simulated{name: names[i], owner: caller.owner, parent: caller}, image); st != eexist && !st.Ok() {
 			return nil, syscall.Errno(st)

@@ -167,7 +167,8 @@ func TestProcessesOfOthersLines(t *testing.T) {
 			t.Errorf("%s: %s: %q, want %s", name, line, replies, want)
 		}
 	}
-	for _, name := range []string{"a@x86", "b", "made@x86"} {
+	long := strings.Repeat("n", 128-len("@x86,dep=on-noatl")) + "@x86,dep=on-noatl"
+	for _, name := range []string{"a@x86", "b", "made@x86", long} {
 		must(t, os.Mkdir(m.path(".proc", name), 0o755))
 	}
 	for _, name := range []string{"a@x86", "b"} {
@@ -175,6 +176,9 @@ func TestProcessesOfOthersLines(t *testing.T) {
 	}
 	call("a@x86", "P2: VirtualQuery 0x40000000", "OK 0x1c BaseAddress=0x40000000")
 	call("b", "P2: VirtualQuery 0x40000000", "OK 0x30 BaseAddress=0x40000000")
+	call(long, "P2: GetProcessDEPPolicy", "OK 0x1 Flags=3 Permanent=0")
+	must(t, os.Remove(m.path(".proc", long)))
+	wantErrno(t, "a name that is too long", os.Mkdir(m.path(".proc", "n"+long), 0o755), unix.EINVAL)
 	if !has("P2") || !has("b.P2") {
 		t.Error("the folders are not P2 and b.P2")
 	}
