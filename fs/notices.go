@@ -97,19 +97,21 @@ func (n *notices) watch(sys *mm.System, stop chan struct{}) {
 	}
 }
 
-// updateLocked puts a line into the pipes whose state is there, unless nobody has read the last one, and empties the others.
-// Nothing of it blocks.
+// updateLocked empties the pipes whose state is over, and then puts a line into the others, unless nobody has read the last one:
+// whoever is told of one state finds the other one gone. Nothing of it blocks.
 // +checklocks:n.mu
 func (n *notices) updateLocked(state mm.Resource) {
-	for i, kind := range noticeKinds {
-		p := n.pipes[i]
-		unread, err := unix.IoctlGetInt(p.reader, unix.TIOCINQ)
-		switch holds := kind.state(state); {
-		case err != nil:
-		case holds && unread == 0:
-			_, _ = unix.Write(p.writer, []byte(kind.name+"\n"))
-		case !holds && unread > 0:
-			_, _ = unix.Read(p.reader, make([]byte, unread))
+	for _, begins := range [...]bool{false, true} {
+		for i, kind := range noticeKinds {
+			p := n.pipes[i]
+			unread, err := unix.IoctlGetInt(p.reader, unix.TIOCINQ)
+			switch {
+			case err != nil || kind.state(state) != begins:
+			case begins && unread == 0:
+				_, _ = unix.Write(p.writer, []byte(kind.name+"\n"))
+			case !begins && unread > 0:
+				_, _ = unix.Read(p.reader, make([]byte, unread))
+			}
 		}
 	}
 }
