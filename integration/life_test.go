@@ -149,6 +149,26 @@ func TestUmountBusy(t *testing.T) {
 	}
 	m.check()
 	must(t, f.Close())
+
+	inner := m.path("inner")
+	must(t, os.Mkdir(inner, 0o755))
+	must(t, syscall.Mount("none", inner, "tmpfs", 0, "size=1m"))
+	out, err = exec.Command(memfsBinary, "umount", m.dir).CombinedOutput()
+	oneLineRefusal(t, "memfs umount of a mount that has one in it", string(out), err, 1, inner+" is mounted in it")
+	must(t, syscall.Unmount(inner, 0))
+}
+
+// TestUmountFromWithin unmounts what the command's own working directory is on.
+func TestUmountFromWithin(t *testing.T) {
+	dir, _, pid := background(t)
+	c := exec.Command(memfsBinary, "umount", ".")
+	c.Dir = dir
+	if out, err := c.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if alive(pid) {
+		t.Error("the daemon is still there")
+	}
 }
 
 // TestKilled kills the daemon. Programs get an error and do not hang; nothing keeps the page file's space; the same

@@ -351,6 +351,10 @@ func TestHungDaemon(t *testing.T) {
 		waiting := exec.Command("cat", filepath.Join(dir, "another"))
 		must(t, waiting.Start())
 		defer func() { _ = waiting.Process.Kill(); _ = waiting.Wait() }()
+		within(10*time.Second, func() bool { // it has come to its open, of which nobody can be told
+			where, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", waiting.Process.Pid))
+			return strings.Contains(string(where), "fuse") || strings.Contains(string(where), "request_wait")
+		})
 		if code, out := umount(dir); code != 1 || !strings.Contains(out, "--force") {
 			t.Errorf("umount under a program that waits: exit status %d, %q", code, out)
 		}

@@ -49,6 +49,7 @@ func runUmount(path string, lazy, force bool, timeout time.Duration, stderr io.W
 	if err != nil {
 		return err
 	}
+	_ = os.Chdir("/") // ours may be what keeps the mount busy
 	daemon := findDaemon(m)
 	if daemon != nil {
 		defer daemon.close()
@@ -156,9 +157,15 @@ func fusermount() (string, error) {
 // maxUsers is how many programs a busy mount names.
 const maxUsers = 3
 
-// users names some programs that keep a mount busy. It reads links of /proc only, which do not touch the mount.
+// users names some mounts and programs that keep a mount busy. It reads links of /proc only, which do not touch the mount.
 func users(place string) string {
 	var found []string
+	table, _ := mountTable()
+	for _, e := range table {
+		if e.mountpoint != place && within(e.mountpoint, place) && len(found) < maxUsers {
+			found = append(found, e.mountpoint+" is mounted in it")
+		}
+	}
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, cwd := range links {
 		process := filepath.Dir(cwd)
@@ -180,7 +187,7 @@ func users(place string) string {
 		if what == "" {
 			continue
 		}
-		if len(found) == maxUsers {
+		if len(found) >= maxUsers {
 			found = append(found, "others")
 			break
 		}
