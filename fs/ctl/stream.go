@@ -1,7 +1,7 @@
 package ctl
 
 import (
-	"errors"
+	"fmt"
 	"iter"
 	"sync"
 )
@@ -25,9 +25,6 @@ type Stream struct {
 
 // backBytes is how far back a stream can be read again: more than programs read at once to look for the end of a line.
 const backBytes = 16 << 10
-
-// errBehind is of an offset that the stream has left behind, or has not come to.
-var errBehind = errors.New("neither here nor in what was read last")
 
 // NewStream renders d as text or as JSON, a piece at a time. The stream must be closed.
 func NewStream(d *Doc, asJSON bool) *Stream {
@@ -58,7 +55,7 @@ func (s *Stream) ReadAt(p []byte, off int64) (n int, err error) {
 	defer s.mu.Unlock()
 	back := s.at - off
 	if back < 0 || back > int64(len(s.past)) {
-		return 0, errBehind
+		return 0, fmt.Errorf("offset %d has been left behind or not been come to: the stream is at %d", off, s.at)
 	}
 	n = copy(p, s.past[int64(len(s.past))-back:])
 	for n < len(p) {
