@@ -553,20 +553,17 @@ func (w *Window) count(n int) {
 	}
 }
 
+// holds says whether the host may have pages of a range, also if it is just being told to let go of them.
 func (w *Window) holds(first, last uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	_, _, ok := w.heldAmong(first, last)
-	return ok
+	return ok || slices.ContainsFunc(w.leaving, func(l *leaving) bool { return l.first <= last && first <= l.last })
 }
 
 // heldAmong is the first and last held page of a range.
-func (w *Window) heldAmong(first, last uint64) (lo, hi uint64, ok bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.heldAmongLocked(first, last)
-}
-
 // +checklocks:w.mu
-func (w *Window) heldAmongLocked(first, last uint64) (lo, hi uint64, ok bool) {
+func (w *Window) heldAmong(first, last uint64) (lo, hi uint64, ok bool) {
 	lo = everything
 	for _, key := range w.keys(first, last) {
 		if m := w.held[key] & wordMask(key, first, last); m != 0 {
@@ -588,7 +585,7 @@ func (w *Window) invalidate(first, last uint64) {
 			others = append(others, l)
 		}
 	}
-	lo, hi, ok := w.heldAmongLocked(first, last)
+	lo, hi, ok := w.heldAmong(first, last)
 	n := 0
 	mine := &leaving{first: lo, last: hi, done: make(chan struct{})}
 	if ok {
