@@ -139,17 +139,23 @@ func (s *System) chunk(addr uint64, n int) int {
 
 // Read copies the bytes at virtual address addr into buf. StatusNotCommitted: a page is not committed, and buf is in part
 // overwritten. StatusInPageError: a page's copy cannot be read.
-func (p *Space) Read(addr uint64, buf []byte) error {
+func (p *Space) Read(addr uint64, buf []byte) error { return p.seg.sys.load(addr, buf, p.fault) }
+
+// faulter brings pages, of one view at most, into a working set and pins them.
+type faulter func(first, last uint64) (*ReadSet, error)
+
+// load copies the bytes at virtual address addr into buf, a request's worth of pages at a time.
+func (s *System) load(addr uint64, buf []byte, fault faulter) error {
 	for len(buf) > 0 {
-		n := p.seg.sys.chunk(addr, len(buf))
-		set, err := p.fault(addr>>PageShift, (addr+uint64(n)-1)>>PageShift)
+		n := s.chunk(addr, len(buf))
+		set, err := fault(addr>>PageShift, (addr+uint64(n)-1)>>PageShift)
 		if err != nil {
 			return err
 		}
 		set.skip(int(addr % PageSize))
 		b := buf[:n]
-		for _, s := range set.slices {
-			b = b[copy(b, s):]
+		for _, piece := range set.slices {
+			b = b[copy(b, piece):]
 		}
 		set.Done()
 		addr, buf = addr+uint64(n), buf[n:]
@@ -158,10 +164,12 @@ func (p *Space) Read(addr uint64, buf []byte) error {
 }
 
 // Touch brings pages into the working set, as reading a byte of each would.
-func (p *Space) Touch(first, last uint64) error {
+func (p *Space) Touch(first, last uint64) error { return p.seg.sys.touch(first, last, p.fault) }
+
+func (s *System) touch(first, last uint64, fault faulter) error {
 	for {
-		end := min(last, first+uint64(p.seg.sys.accessPages())-1, first|(ViewPages-1))
-		set, err := p.fault(first, end)
+		end := min(last, first+uint64(s.accessPages())-1, first|(ViewPages-1))
+		set, err := fault(first, end)
 		if err != nil {
 			return err
 		}

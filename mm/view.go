@@ -57,39 +57,13 @@ func (g *Segment) Mapped() bool {
 func (v *View) shown(page uint64) uint64 { return v.page + (page - v.first) }
 
 // Read copies the bytes at virtual address addr into buf. StatusInPageError: a page's copy cannot be read.
-func (v *View) Read(addr uint64, buf []byte) error {
-	for len(buf) > 0 {
-		n := v.seg.sys.chunk(addr, len(buf))
-		set, err := v.fault(addr>>PageShift, (addr+uint64(n)-1)>>PageShift, false)
-		if err != nil {
-			return err
-		}
-		set.skip(int(addr % PageSize))
-		b := buf[:n]
-		for _, s := range set.slices {
-			b = b[copy(b, s):]
-		}
-		set.Done()
-		addr, buf = addr+uint64(n), buf[n:]
-	}
-	return nil
-}
+func (v *View) Read(addr uint64, buf []byte) error { return v.seg.sys.load(addr, buf, v.see) }
+
+// see is a fault that stores nothing.
+func (v *View) see(first, last uint64) (*ReadSet, error) { return v.fault(first, last, false) }
 
 // Touch brings pages into the working set, as reading a byte of each would.
-func (v *View) Touch(first, last uint64) error {
-	for {
-		end := min(last, first+uint64(v.seg.sys.accessPages())-1, first|(ViewPages-1))
-		set, err := v.fault(first, end, false)
-		if err != nil {
-			return err
-		}
-		set.Done()
-		if end == last {
-			return nil
-		}
-		first = end + 1
-	}
-}
+func (v *View) Touch(first, last uint64) error { return v.seg.sys.touch(first, last, v.see) }
 
 // Lock is Space.Lock of pages of the view.
 func (v *View) Lock(first, last, most uint64) error {
