@@ -91,13 +91,18 @@ func lookAtSources() {
 // needMount skips the test where no mount can be made, and fails it there in CI.
 func needMount(t testing.TB) {
 	t.Helper()
-	if cannotMount == "" {
-		return
+	if cannotMount != "" {
+		cannot(t, cannotMount)
 	}
+}
+
+// cannot skips the test for want of something, and fails it in CI, where nothing may be wanting.
+func cannot(t testing.TB, why string) {
+	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatal(cannotMount)
+		t.Fatal(why)
 	}
-	t.Skip(cannotMount)
+	t.Skip(why)
 }
 
 // scratch is a new directory on a disk that goes with the test.
