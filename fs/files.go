@@ -69,14 +69,8 @@ func (f *processFile) SetSize(size int64) error {
 
 // Unlink takes the section's name away.
 func (f *processFile) Unlink() {
-	if f.made == "" {
-		return
-	}
-	fs := f.fs
-	victim, st := fs.removeOnly(fs.sections, f.made, f.node)
-	if st.Ok() {
-		victim.release()
-		fs.nameChanged(fs.sections, f.made)
+	if f.made != "" {
+		f.fs.hideSection(f.made, f.node)
 	}
 }
 
@@ -271,7 +265,7 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 		case err != nil:
 			return nil, false, err
 		case at.node != nil:
-			return m.open(at, &caller, access, d)
+			return m.open(at.node, &caller, access, d)
 		case at.parent == nil:
 			return nil, false, process.FileNotFound
 		case d == process.OpenExisting:
@@ -282,7 +276,7 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 		n, st := f.createHeld(at.parent, at.name, creation{caller: caller, mode: syscall.S_IFREG | 0644})
 		switch {
 		case st.Ok():
-			return &processFile{node: n, named: at.parent == f.sections}, false, nil
+			return &processFile{node: n, named: n.ofSection()}, false, nil
 		case st != eexist:
 			return nil, false, processError(st)
 		}
@@ -290,8 +284,8 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 }
 
 // open opens a file that is there.
-func (m processFiles) open(at found, caller *fuse.Caller, access uint32, d process.Disposition) (process.File, bool, error) {
-	n, want := at.node, wanted(access)
+func (m processFiles) open(n *node, caller *fuse.Caller, access uint32, d process.Disposition) (process.File, bool, error) {
+	want := wanted(access)
 	switch {
 	case d == process.CreateNew:
 		return nil, true, process.FileExists
@@ -302,7 +296,7 @@ func (m processFiles) open(at found, caller *fuse.Caller, access uint32, d proce
 	case !n.hold():
 		return nil, false, process.FileNotFound
 	}
-	return &processFile{node: n, named: at.parent == m.fs.sections}, true, nil
+	return &processFile{node: n, named: n.ofSection()}, true, nil
 }
 
 // createHeld makes a regular file, held by the caller, of which the host kernel knows nothing yet.
@@ -410,7 +404,7 @@ func (m processFiles) Adopt(p *process.Process, name string) (process.File, erro
 		return nil, process.FileNotFound
 	}
 	n := m.fs.sections.child(file)
-	if n == nil {
+	if n == nil || !n.ofSection() { // the name of another section, which is just going
 		return nil, process.FileNotFound
 	}
 	f := &processFile{node: n, named: true}
@@ -437,6 +431,41 @@ func (m processFiles) Allows(p *process.Process, file process.File, write bool) 
 		return process.AccessDenied
 	}
 	return nil
+}
+
+// Share gives a file that the process's owner could make a hard link of a name among the sections.
+func (m processFiles) Share(p *process.Process, file process.File, name string) error {
+	f, ok := file.(*processFile)
+	if !ok {
+		return nil
+	}
+	caller, ok := m.processes.caller(p)
+	if !ok || caller.Uid != 0 && caller.Uid != f.attr().Uid && !may(&caller, f.node, mayRead|mayWrite) {
+		return nil
+	}
+	entry, ok := sectionFile(name)
+	if !ok {
+		return process.InvalidParameter
+	}
+	switch st := m.fs.showSection(entry, f.node); st {
+	case fuse.OK:
+		return nil
+	case eexist:
+		return process.AlreadyExists
+	default:
+		return process.CommitmentLimit
+	}
+}
+
+// Unshare takes the name away.
+func (m processFiles) Unshare(file process.File, name string) {
+	f, ok := file.(*processFile)
+	if !ok {
+		return
+	}
+	if entry, ok := sectionFile(name); ok {
+		m.fs.hideSection(entry, f.node)
+	}
 }
 
 // sectionRemoved tells the processes that a program has removed a section's file.

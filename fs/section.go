@@ -12,7 +12,8 @@ import (
 // Named sections as files. .proc/sections is a directory of real nodes: programs make regular files in it, set their size
 // and map them, and simulated processes find them by name with CreateFileMapping and OpenFileMapping; a section that a
 // process makes with a name is a file there until its last handle is closed. Both ways it is one object, the node, with
-// one segment. It is no part of the tree that starts at the root: nothing can be moved or linked between the two.
+// one segment. It is no part of the tree that starts at the root: nothing can be moved or linked between the two, but for the
+// second name that a file of the mount has here while a named section is over it.
 //
 // Everybody may make files there and remove his own, as in /dev/shm. A file that a process makes is its owner's alone
 // until he changes its mode.
@@ -68,6 +69,50 @@ func (f *fileSystem) apart(from, to *node) fuse.Status {
 	}
 	return fuse.OK
 }
+
+// A section that a process makes with a name over a file of the mount gives the file a second name: a hard link here, which is
+// not the name that the file is known by.
+
+// showSection gives a file of the mount a name among the sections. EEXIST.
+func (f *fileSystem) showSection(name string, n *node) fuse.Status {
+	if err := f.sys.ChargeRecord(nameRecord(name)); err != nil {
+		return errno(err)
+	}
+	st := f.linkSection(name, n)
+	if !st.Ok() {
+		f.sys.ReleaseRecord(nameRecord(name))
+		return st
+	}
+	f.nameChanged(f.sections, name)
+	n.forgetAttributes()
+	return fuse.OK
+}
+
+func (f *fileSystem) linkSection(name string, n *node) fuse.Status {
+	f.tree.Lock()
+	defer f.tree.Unlock()
+	if f.sections.dir.find(name) != nil {
+		return eexist
+	}
+	f.sections.dir.add(name, f.sections, n)
+	n.addLinks(1)
+	f.sections.changed()
+	return fuse.OK
+}
+
+// hideSection takes a name away that is still the file's.
+func (f *fileSystem) hideSection(name string, n *node) {
+	victim, st := f.removeOnly(f.sections, name, n)
+	if !st.Ok() {
+		return
+	}
+	victim.release()
+	f.nameChanged(f.sections, name)
+	n.forgetAttributes()
+}
+
+// ofSection says that the node is a section's own file and no file of the mount that has a name among the sections.
+func (n *node) ofSection() bool { return n.directory() == n.fs.sections }
 
 // The name of a section's file is the section's, Local\ cut off, except that what a file cannot be called is spelled with %:
 // a slash is %2F, and names that are nothing but dots have %2E for the first one.

@@ -113,7 +113,7 @@ func (n *node) path() string {
 	defer f.tree.RUnlock()
 	e := n.entry
 	if e == nil && n != f.root {
-		e = findLink(f.root.dir, n)
+		e = f.anyLinkLocked(n)
 	}
 	var names []string
 	for ; e != nil; e = e.parent.entry {
@@ -141,6 +141,23 @@ func (n *node) directory() *node {
 		return nil
 	}
 	return n.entry.parent
+}
+
+// anyLinkLocked is a name of a node that lost the one it was known by, nil if it has none: where there is no other, one that
+// it has among the sections.
+// +checklocksread:f.tree
+func (f *fileSystem) anyLinkLocked(n *node) (e *entry) {
+	others := n.attr().Nlink
+	for _, s := range f.sections.dir.order {
+		if s.node == n {
+			e = s
+			others--
+		}
+	}
+	if others > 0 {
+		return findLink(f.root.dir, n)
+	}
+	return e
 }
 
 // findLink walks a directory for a name of a node: the way for a file that had hard links and lost the name it was known

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +70,100 @@ func TestSectionFiles(t *testing.T) {
 	if _, err := os.Stat(name); !os.IsNotExist(err) {
 		t.Errorf("after unlink: %v", err)
 	}
+}
+
+// TestNamedFileSection: a section that a process makes with a name over a file of the mount is that file in .proc/sections, the
+// same inode, for as long as the name is there.
+func TestNamedFileSection(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.Mkdir(m.path("dir"), 0o755))
+	must(t, os.WriteFile(m.path("dir/data"), make([]byte, 3*4096), 0o640))
+	name := m.path(".proc/sections/box")
+	c := m.process(t, "p")
+	c.say(`f = CreateFile "/dir/data" GENERIC_READ|GENERIC_WRITE`, `h = CreateFileMapping $f PAGE_READWRITE 0 0 "Local\box"`,
+		"v = MapViewOfFile $h FILE_MAP_WRITE 0 0 0", "CloseHandle $f")
+	if a, b := stat(t, name), stat(t, m.path("dir/data")); a.Ino != b.Ino || a.Nlink != 2 || a.Mode != b.Mode {
+		t.Errorf("the section is inode %d with %d links, the file %d", a.Ino, a.Nlink, b.Ino)
+	}
+	fd, err := os.OpenFile(name, os.O_RDWR, 0)
+	must(t, err)
+	defer fd.Close()
+	mem, err := unix.Mmap(int(fd.Fd()), 0, 3*4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	defer unix.Munmap(mem)
+	exchange := func(when string, at int) {
+		t.Helper()
+		mem[at] = 'm'
+		c.say(fmt.Sprintf("Write $v+%d 70", at+1))
+		m.ctl("trim")
+		if got := c.read(fmt.Sprintf("$v+%d", at), 2); string(got) != "mp" {
+			t.Errorf("%s the process reads %q", when, got)
+		}
+		if mem[at+1] != 'p' {
+			t.Errorf("%s the mapping has %q", when, mem[at+1])
+		}
+	}
+	exchange("first", 5000)
+	if got := mustRead(t, m.path("dir/data"))[5000:5002]; string(got) != "mp" {
+		t.Errorf("the file reads %q", got)
+	}
+	controls := m.path(".proc/files/.proc/sections/box")
+	for file, want := range map[string]string{"views": "box", "info": "Views", "pages": "Index", "map": ""} {
+		if got := string(mustRead(t, filepath.Join(controls, file))); !strings.Contains(got, want) {
+			t.Errorf("%s says\n%s", file, got)
+		}
+	}
+
+	// The file may move, and go; the section's name is still there.
+	must(t, os.Rename(m.path("dir/data"), m.path("moved")))
+	c.wantReply("GetMappedFileName $v", "OK 0x6 Filename=/moved")
+	exchange("renamed,", 100)
+	must(t, os.Remove(m.path("moved")))
+	exchange("removed,", 200)
+	if got := mustRead(t, name)[200:202]; string(got) != "mp" {
+		t.Errorf("the removed file reads %q", got)
+	}
+	c.wantReply("GetMappedFileName $v", "OK 0x13 Filename=/.proc/sections/box")
+	c.say("CloseHandle $h")
+	if names := namesIn(t, m.path(".proc/sections")); len(names) > 0 {
+		t.Errorf("after the last handle there are %q", names)
+	}
+	exchange("after the last handle,", 300)
+	if st := new(unix.Stat_t); unix.Fstat(int(fd.Fd()), st) != nil || st.Nlink != 0 {
+		t.Errorf("%d links are left", st.Nlink)
+	}
+	c.say("UnmapViewOfFile $v")
+
+	// A name that a program takes away is gone for processes; one that it has made first is its own.
+	must(t, os.WriteFile(m.path("other"), []byte("text"), 0o666))
+	c.say(`f = CreateFile "/other" GENERIC_READ`, `h = CreateFileMapping $f PAGE_READONLY 0 0 "box"`)
+	if got := string(mustRead(t, name)); got != "text" {
+		t.Errorf("the second section reads %q", got)
+	}
+	must(t, os.Remove(name))
+	c.wantReply(`OpenFileMapping FILE_MAP_READ 0 "box"`, "ERR 2 ERROR_FILE_NOT_FOUND")
+	must(t, os.WriteFile(name, []byte("program's"), 0o600))
+	c.say("CloseHandle $h")
+	if got := string(mustRead(t, name)); got != "program's" {
+		t.Errorf("the program's section reads %q", got)
+	}
+	if got := string(mustRead(t, m.path("other"))); got != "text" {
+		t.Errorf("the file reads %q", got)
+	}
+
+	// Nobody else's file is shown by somebody who could not have linked it.
+	must(t, os.Chmod(m.path("other"), 0o644))
+	dir := m.path(".proc/user")
+	user := asNobody(exec.Command("sh", "-c", `mkdir "$1" && printf '%s\n' 'f = CreateFile "/other" GENERIC_READ' \
+		'h = CreateFileMapping $f PAGE_READONLY 0 0 "theirs"' 'v = MapViewOfFile $h FILE_MAP_READ 0 0 0' > "$1/ctl"`, "sh", dir))
+	if out, err := user.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if names := namesIn(t, m.path(".proc/sections")); !slices.Equal(names, []string{"box"}) {
+		t.Errorf("there are %q", names)
+	}
+	must(t, os.Remove(dir))
+	wantVerb(t, m.dir, "^ok\n$", "check")
 }
 
 func namesIn(t *testing.T, dir string) (names []string) {

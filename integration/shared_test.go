@@ -95,12 +95,23 @@ func (c *console) read(at string, n int) []byte {
 // TestRingBuffer passes messages from a C program to a simulated process through a ring buffer in a named section, while
 // everything is trimmed all the time. None is lost, and none comes out of order.
 func TestRingBuffer(t *testing.T) {
-	ringBuffer(t, short[uint64](20000, 2000), 256)
+	ringBuffer(t, short[uint64](20000, 2000), 256, "")
 }
 
-func ringBuffer(t *testing.T, messages, slots uint64) {
+// TestRingBufferInFile is the same with a section that the process makes over a file of the mount.
+func TestRingBufferInFile(t *testing.T) {
+	ringBuffer(t, short[uint64](5000, 1000), 256, "/ring.bin")
+}
+
+// ringBuffer is with a section that the producer makes or, if file is not empty, one that the consumer has made over that file.
+func ringBuffer(t *testing.T, messages, slots uint64, file string) {
 	program := compileC(t, "testdata/ring.c")
 	m := mountMemfs(t, options{})
+	c := m.process(t, "consumer")
+	if file != "" {
+		c.say(fmt.Sprintf("f = CreateFile %q GENERIC_READ|GENERIC_WRITE 0 CREATE_NEW", file),
+			fmt.Sprintf(`s = CreateFileMapping $f PAGE_READWRITE 0 %d "Local\ring"`, 8192+slots*16), "CloseHandle $f")
+	}
 	producer := exec.Command(program, m.path(".proc/sections/ring"), strconv.FormatUint(messages, 10), strconv.FormatUint(slots, 10))
 	producer.Stderr = os.Stderr
 	out, err := producer.StdoutPipe()
@@ -111,7 +122,6 @@ func ringBuffer(t *testing.T, messages, slots uint64) {
 		t.Fatalf("the producer says %q", line)
 	}
 	stop := m.trimLoop(0)
-	c := m.process(t, "consumer")
 	c.say(`h = OpenFileMapping FILE_MAP_ALL_ACCESS 0 "Local\ring"`, "v = MapViewOfFile $h FILE_MAP_WRITE 0 0 0")
 	batches := 0
 	for got, sent := uint64(0), uint64(0); got < messages; {

@@ -9,6 +9,11 @@ type SharedNames interface {
 	Adopt(p *Process, name string) (File, error)
 	// Allows says whether a process may use the file of a named section, to write if so asked. AccessDenied.
 	Allows(p *Process, f File, write bool) error
+	// Share shows real programs a file of the mount under the name of a section over it as well, if the process's owner may do
+	// that with the file. AlreadyExists: one of them has made a file of that name.
+	Share(p *Process, f File, name string) error
+	// Unshare undoes Share. It does nothing if the name is not the file's any more.
+	Unshare(f File, name string)
 }
 
 // named finds the object of a name, with a reference for a handle to be; a file that a real program made under it becomes
@@ -76,12 +81,26 @@ func (p *Process) adopt(shared SharedNames, name string, size uint64) (kernelObj
 	return s, nil
 }
 
+// share shows real programs the file of a section that has just got a name. AlreadyExists: one of them was faster, and the
+// section has no name any more.
+func (p *Process) share(s *Section, name string) error {
+	shared, ok := p.machine.files.(SharedNames)
+	if !ok || s.pageFile || name == "" {
+		return nil
+	}
+	err := shared.Share(p, s.file.File, name)
+	if err != nil {
+		p.machine.Unname(name, func(f File) bool { return f == s.file.File })
+	}
+	return win32(err)
+}
+
 // Unname takes the name of the section over a file away from processes: a real program has removed the file. What has the
 // section open keeps it.
 func (m *Machine) Unname(name string, of func(File) bool) {
 	m.objects.Lock()
 	defer m.objects.Unlock()
-	if s, ok := m.names[name].(*Section); ok && s.pageFile && of(s.file.File) {
+	if s, ok := m.names[name].(*Section); ok && of(s.file.File) {
 		delete(m.names, name)
 		s.name = ""
 	}

@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"time"
 
 	"memfs/mm"
 )
@@ -145,6 +146,8 @@ func (s *Section) destroy() {
 func (s *Section) unnamed() {
 	if s.pageFile {
 		s.file.Unlink()
+	} else if shared, ok := s.machine.files.(SharedNames); ok {
+		shared.Unshare(s.file.File, s.name)
 	}
 }
 
@@ -241,32 +244,37 @@ func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name str
 	if !sectionProtection(prot) || sec == SecImage|SecNoCache && prot != ReadOnly {
 		return 0, false, InvalidParameter
 	}
-	m, name := p.machine, canonical(name)
-	if name != "" {
-		switch there, err := p.named(name, granted(prot), size); {
-		case err == nil:
-			return p.existing(there, prot, inherit)
-		case err != FileNotFound:
-			return 0, false, err
+	name = canonical(name)
+	// A name that is there and cannot be opened is one that is just coming or going.
+	const patience, step = 100, time.Millisecond
+	for tries := 0; ; tries++ {
+		if name != "" {
+			switch there, err := p.named(name, granted(prot), size); {
+			case err == nil:
+				return p.existing(there, prot, inherit)
+			case err != FileNotFound:
+				return 0, false, err
+			}
 		}
+		s := &Section{machine: p.machine, protection: prot, attributes: sec, pageFile: !ofFile}
+		h, existed, err = p.makeSection(s, file, size, name, inherit)
+		if !errors.Is(err, AlreadyExists) || tries == patience {
+			return h, existed, err
+		}
+		time.Sleep(step)
 	}
-	s := &Section{machine: m, protection: prot, attributes: sec, pageFile: !ofFile}
+}
+
+// makeSection gives a new section its pages and its name, and opens it. AlreadyExists: the name is somebody else's meanwhile.
+func (p *Process) makeSection(s *Section, file Handle, size uint64, name string, inherit bool) (h Handle, existed bool, err error) {
+	m := p.machine
 	if err := m.sys.ChargeRecord(sectionBytes); err != nil {
 		return 0, false, win32(err)
 	}
-	if ofFile {
-		err = p.overFile(s, file, size)
-	} else {
+	if s.pageFile {
 		err = p.pageFileBacked(s, size, name)
-	}
-	if errors.Is(err, AlreadyExists) {
-		// Somebody was faster.
-		m.sys.ReleaseRecord(sectionBytes)
-		there, err := p.named(name, granted(prot), size)
-		if err == nil {
-			return p.existing(there, prot, inherit)
-		}
-		return 0, false, err
+	} else {
+		err = p.overFile(s, file, size)
 	}
 	if err != nil {
 		m.sys.ReleaseRecord(sectionBytes)
@@ -275,9 +283,13 @@ func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name str
 	if there := m.publish(s, name); there != nil {
 		s.unnamed()
 		s.destroy()
-		return p.existing(there, prot, inherit)
+		return p.existing(there, s.protection, inherit)
 	}
-	h, err = p.open(handle{object: s, access: granted(prot), inherit: inherit})
+	if err := p.share(s, name); err != nil {
+		m.dereference(s, true)
+		return 0, false, err
+	}
+	h, err = p.open(handle{object: s, access: granted(s.protection), inherit: inherit})
 	return h, false, err
 }
 
