@@ -20,6 +20,7 @@ const (
 	NotEnoughMemory    Error = 8
 	BadLength          Error = 24
 	GenFailure         Error = 31
+	SharingViolation   Error = 32
 	NotSupported       Error = 50
 	UnexpNetErr        Error = 59
 	FileExists         Error = 80
@@ -52,7 +53,7 @@ const (
 var errorNames = map[Error]string{
 	Success: "ERROR_SUCCESS", FileNotFound: "ERROR_FILE_NOT_FOUND", AccessDenied: "ERROR_ACCESS_DENIED",
 	InvalidHandle: "ERROR_INVALID_HANDLE", NotEnoughMemory: "ERROR_NOT_ENOUGH_MEMORY", BadLength: "ERROR_BAD_LENGTH",
-	GenFailure: "ERROR_GEN_FAILURE", NotSupported: "ERROR_NOT_SUPPORTED", UnexpNetErr: "ERROR_UNEXP_NET_ERR",
+	GenFailure: "ERROR_GEN_FAILURE", SharingViolation: "ERROR_SHARING_VIOLATION", NotSupported: "ERROR_NOT_SUPPORTED", UnexpNetErr: "ERROR_UNEXP_NET_ERR",
 	PathNotFound: "ERROR_PATH_NOT_FOUND", FileExists: "ERROR_FILE_EXISTS",
 	NegativeSeek: "ERROR_NEGATIVE_SEEK", InvalidParameter: "ERROR_INVALID_PARAMETER", DiskFull: "ERROR_DISK_FULL",
 	InsufficientBuffer: "ERROR_INSUFFICIENT_BUFFER", Discarded: "ERROR_DISCARDED", NotLocked: "ERROR_NOT_LOCKED",

@@ -2,7 +2,9 @@ package process
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
+	"hash"
 	"io"
 	"slices"
 	"sync"
@@ -18,7 +20,7 @@ type controlArea struct {
 	machine *Machine
 	file    *openFile // has a reference of the area's
 	layout  *image.Image
-	header  [sha256.Size]byte // of what of the file says how it is laid out: a file that was written anew is another image
+	header  [sha256.Size]byte // of what of the file says how it is laid out: one that was written anew is another image
 	base    uint64            // where all who map it would like to have it
 	shared  *imagePages       // of sections that all who map the image write together
 	records int               // bytes charged
@@ -86,20 +88,77 @@ func (f imageFile) ReadAt(b []byte, off int64) (int, error) {
 // Windows on ARM those of the others.
 func mappable(a Arch, m image.Machine) bool { return a == ARM64 || m != image.ARM64 }
 
-// openImage finds or makes the control area of an executable file, with a reference for a section. BadExeFormat.
+// transcript is the digest of what was read of a file, and where: two layouts that were made of the same bytes are the same.
+type transcript struct {
+	file io.ReaderAt
+	read hash.Hash
+}
+
+func (t *transcript) ReadAt(b []byte, off int64) (int, error) {
+	n, err := t.file.ReadAt(b, off)
+	_ = binary.Write(t.read, binary.LittleEndian, [2]int64{off, int64(n)})
+	t.read.Write(b[:n])
+	return n, err
+}
+
+// layOut is what a file's headers and relocations say, with the digest of them.
+func layOut(f *openFile) (*image.Image, [sha256.Size]byte, error) {
+	t, size := &transcript{imageFile{f}, sha256.New()}, f.Measure()
+	_ = binary.Write(t.read, binary.LittleEndian, size)
+	im, err := image.Open(t, size)
+	return im, [sha256.Size]byte(t.read.Sum(nil)), err
+}
+
+// openImage finds or makes the control area of an executable file, with a reference for a section. BadExeFormat;
+// SharingViolation: it is being written all the time.
 func (p *Process) openImage(f *openFile) (*controlArea, error) {
-	im, err := image.Open(imageFile{f}, f.Measure())
+	im, header, err := layOut(f)
+	// Nothing keeps a program from writing the file meanwhile. What is read twice in a row has been in it together.
+	const patience = 8
+	for tries := 0; ; tries++ {
+		if err == nil {
+			if a := p.machine.areaWith(f.Segment(), header); a != nil {
+				return p.mappableArea(a)
+			}
+		}
+		again, now, errNow := layOut(f)
+		if now == header {
+			break
+		}
+		if tries == patience {
+			return nil, SharingViolation
+		}
+		im, header, err = again, now, errNow
+	}
 	if err != nil {
 		return nil, imageError(err)
 	}
-	if !mappable(p.image.Arch, im.Machine) {
+	a, err := p.machine.areaOf(f, im, header)
+	if err != nil {
+		return nil, err
+	}
+	return p.mappableArea(a)
+}
+
+// mappableArea gives a control area back that is not for the process's architecture. BadExeFormat.
+func (p *Process) mappableArea(a *controlArea) (*controlArea, error) {
+	if !mappable(p.image.Arch, a.layout.Machine) {
+		a.release()
 		return nil, BadExeFormat
 	}
-	n := make([]byte, min(im.Headers, uint64(f.Size()), 64<<10))
-	if _, err := (imageFile{f}).ReadAt(n, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, imageError(err)
+	return a, nil
+}
+
+// areaWith finds the control area of a file with a layout, with a reference; nil if there is none.
+func (m *Machine) areaWith(seg *mm.Segment, header [sha256.Size]byte) *controlArea {
+	m.images.Lock()
+	defer m.images.Unlock()
+	a := m.areas[seg]
+	if a == nil || a.header != header {
+		return nil
 	}
-	return p.machine.areaOf(f, im, sha256.Sum256(n))
+	a.refs++
+	return a
 }
 
 // imageError is the Win32 error of what package image says.

@@ -300,6 +300,55 @@ func TestImageRefused(t *testing.T) {
 	}
 }
 
+// restless is a file that somebody overwrites while its headers are read: after so many reads.
+type restless struct {
+	opened
+	reads *int
+	next  []byte
+}
+
+func (r restless) Segment() *mm.Segment {
+	if *r.reads--; *r.reads == 0 {
+		_ = r.seg.Store(0, r.next)
+	}
+	return r.seg
+}
+
+// TestImageRewritten: the layout of an image is that of one version of its file, whenever the next one is written.
+func TestImageRewritten(t *testing.T) {
+	m := newMachine(t, 256, 256, Image{Arch: X64})
+	sections := []pefile.Section{
+		{Chars: pefile.Read | pefile.Execute, Data: bytes.Repeat([]byte{0xc3}, 0x1000)}, {Chars: pefile.Read | pefile.Write, Data: make([]byte, 0x1000)},
+	}
+	one := pefile.PE{Base: 0x1_8000_0000, FileAlign: 0x1000, Sections: sections}.Bytes()
+	two := pefile.PE{Base: 0x2_8000_0000, FileAlign: 0x1000, Sections: []pefile.Section{sections[1], sections[0]}}.Bytes()
+	m.withFiles(map[string][]byte{"/x.dll": one})
+	files := m.files.(*imageFiles)
+	rewritten := false
+	for after := 1; ; after++ {
+		l := files.byPath["/x.dll"]
+		is(t, "write", l.seg.Store(0, one), nil)
+		reads := after
+		f := newOpenFile(m.Machine, restless{opened{l, "/x.dll"}, &reads, two})
+		a, err := m.openImage(f)
+		is(t, fmt.Sprintf("open, rewritten after %d reads", after), err, nil)
+		want := (image.Read | image.Execute).Protection()
+		if a.layout.Base == 0x2_8000_0000 {
+			want, rewritten = (image.Read | image.Write).Protection(), true
+		}
+		if s, ok := a.layout.At(0x1000); !ok || s.Protection() != want {
+			t.Errorf("rewritten after %d reads, the image at 0x%x begins with protection 0x%x", after, a.layout.Base, s.Protection())
+		}
+		a.release()
+		if reads > 0 {
+			break
+		}
+	}
+	if !rewritten {
+		t.Error("the file was never rewritten in time")
+	}
+}
+
 // TestImageOnce: a library of several MiB is in memory once, however many processes have it, and back when they are gone.
 func TestImageOnce(t *testing.T) {
 	const size = 4 << 20

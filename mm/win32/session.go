@@ -239,7 +239,7 @@ func errno(e process.Error) syscall.Errno {
 		return syscall.ENOENT
 	case process.AlreadyExists:
 		return syscall.EEXIST
-	case process.Busy, process.UserMappedFile:
+	case process.Busy, process.UserMappedFile, process.SharingViolation:
 		return syscall.EBUSY
 	case process.DiskFull:
 		return syscall.ENOSPC
