@@ -129,12 +129,7 @@ func (s *System) checkWord(c *checking, id uint32, l *leaf, i uint, w pte) {
 	case kindPaged:
 		s.checkSlot(c, w.location())
 	case kindCombined:
-		if n := w.number(); n >= s.combined.top || s.combined.pages[n].leaf == 0 {
-			c.bad("%v: shares combined page %d, which there is not", where, n)
-		} else {
-			c.sharers[n]++
-			c.named++
-		}
+		s.checkSharer(c, where, w.number())
 	case kindInIO:
 		c.inFlight++
 		if w.location() != 0 {

@@ -13,14 +13,15 @@ import (
 	"memfs/mm/pfn"
 )
 
-// Page combining (Windows Internals 7 ch. 5, "Memory combining"): pages of files with the same bytes share one frame, and
-// one slot. What they share is a page of a segment of its own, whose pages live the life of all others: they are trimmed,
-// written out, compressed, read back and moved as any page is. A page that has been combined has a PTE that names it
-// (kindCombined). It is nobody's to change: a store gives the page that is stored into a frame of its own again (copy on
-// write), and a process that maps the file has its own from the first touch on.
+// Page combining (Windows Internals 7 ch. 5, "Memory combining"): pages with the same bytes, of files and of processes' own
+// memory, share one frame, and one slot. What they share is a page of a segment of its own, whose pages live the life of all
+// others: they are trimmed, written out, compressed, read back and moved as any page is. A page that has been combined has a
+// PTE that names it (kindCombined). It is nobody's to change: a store gives the page that is stored into a frame of its own
+// again (copy on write), and a process that maps the file has its own from the first touch on.
 //
-// A combined page is in no working set: between two reads it waits on Standby or Modified. It costs no commit, for every
-// page that shares it is charged as before: each can have its own again.
+// In a process's memory a combined page can be in the working set, as it was before: its PTE is a shared word then, which
+// leads to the combined page as it would to a file's. What is in no process's working set waits on Standby or Modified between
+// two reads. Combining costs no commit, for every page that shares is charged as before: each can have its own again.
 //
 // The lock of the combined pages' segment comes after that of any other segment. What the PFN lock guards is here: the
 // numbers, and how many share each. A word of that segment that is not in I/O may be cleared under the PFN lock alone,
@@ -51,7 +52,7 @@ const combinedBytes = 8
 
 // Combined is what combining came to, in pages.
 type Combined struct {
-	Scanned uint64 // looked at: pages of files that are in frames
+	Scanned uint64 // looked at: pages that are in frames
 	Joined  uint64 // share another page's frame from now on
 	Freed   uint64 // frames that became free by that
 	Slots   uint64 // slots of page files that did
@@ -92,8 +93,8 @@ func (s *System) closeCombining() error {
 	return offheap.Unmap(s.combined.mem)
 }
 
-// Combine finds pages of files that are in frames and hold the same bytes, and has them share one. Pages that must stay in
-// memory, and those in use just now, are left alone. One combines at a time: another is StatusBusy. StatusCommitmentLimit:
+// Combine finds pages that are in frames and hold the same bytes, and has them share one. Pages that must stay in memory, or
+// may be lost, and those in use just now, are left alone. One combines at a time: another is StatusBusy. StatusCommitmentLimit:
 // there is no memory for its table.
 func (s *System) Combine() (Combined, error) {
 	var done Combined
@@ -134,11 +135,11 @@ func (s *System) Combine() (Combined, error) {
 	return done, nil
 }
 
-// findCandidates hashes the pages of files that are in frames, those of one part of all hashes, as far as the table has room.
+// findCandidates hashes the pages that are in frames, those of one part of all hashes, as far as the table has room.
 func (s *System) findCandidates(table []candidate, part, parts uint64) []candidate {
 	for id := uint32(1); id <= s.rec.leaves.Top() && len(table)+ViewPages <= cap(table); id++ {
 		g, key := s.segmentOf(id)
-		if g == nil || g.private {
+		if g == nil {
 			continue
 		}
 		table = g.hashView(table, id, key, part, parts)
@@ -167,8 +168,9 @@ func (g *Segment) hashView(table []candidate, id uint32, key uint64, part, parts
 	}
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	for i, w := range s.rec.slice(s.rec.leaves.At(id)) {
-		if !s.canCombine(w) {
+	l := s.rec.leaves.At(id)
+	for i, w := range s.rec.slice(l) {
+		if !s.canCombine(l, uint(i)) {
 			continue
 		}
 		if h := hashPage(s.pfn.Bytes(w.frame())); h%parts == part {
@@ -185,14 +187,17 @@ func hashPage(b []byte) uint64 {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// canCombine says whether the page of a PTE is in a frame that nothing is done with just now. The PFN lock is held.
+// canCombine says whether a page is in a frame that nothing is done with just now, and that no process has mapped of a file.
+// The PFN lock is held.
 // +checklocks:s.pfn.mu
-func (s *System) canCombine(w pte) bool {
-	if !w.hasFrame() {
+func (s *System) canCombine(l *leaf, i uint) bool {
+	w := s.rec.word(l, i)
+	if !w.hasFrame() || l.flags&leafPrivate != 0 && l.reset()>>i&1 != 0 {
 		return false
 	}
-	i := s.pfn.Info(w.frame())
-	return i.Refs == 0 && i.Shares == 0 && !i.Kept && !i.Offered && (i.State == pfn.Active || i.State == pfn.Standby || i.State == pfn.Modified)
+	f := s.pfn.Info(w.frame())
+	return f.Refs == 0 && (f.Shares == 0 || l.flags&leafCombined != 0) && !f.Kept && !f.Offered &&
+		(f.State == pfn.Active || f.State == pfn.Standby || f.State == pfn.Modified)
 }
 
 // combineSame has pages with one hash share the frame of one of them, if they really hold the same bytes.
@@ -252,7 +257,7 @@ func (s *System) isCombined(c *candidate) (number uint64, ok bool) {
 // withPage calls f for a candidate that is in a frame still, with all locks held.
 func (s *System) withPage(c *candidate, f func(g *Segment, l *leaf) error) error {
 	g, key := s.segmentOf(c.leaf)
-	if g == nil || g.private || g.combined {
+	if g == nil || g.combined {
 		return errGone
 	}
 	g.mu.Lock()
@@ -341,42 +346,50 @@ func (z *combining) giveBack(number uint64) {
 func (s *System) handOver(c *candidate, l *leaf, number uint64) error {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	z := &s.combined
-	w := s.rec.word(l, uint(c.at))
-	if !s.canCombine(w) {
+	z, at := &s.combined, uint(c.at)
+	if !s.canCombine(l, at) {
 		z.giveBack(number)
 		return errGone
 	}
-	s.rec.set(l, uint(c.at), combinedPTE(number))
-	s.reown(w, z.pages[number].leaf, uint(number%ViewPages))
+	w, to := s.rec.word(l, at), makeOwner(z.pages[number].leaf, uint(number%ViewPages))
+	s.pfn.SetOwner(w.frame(), uint64(to))
+	switch of := s.rec.leaves.At(to.leaf()); {
+	case inProcess(l, w): // where it stays in the working set
+		s.rec.set(of, to.index(), validPTE(w.frame()))
+		s.pfn.Share(w.frame())
+		s.rec.set(l, at, sharedPTE(to, true)|w&accessed)
+	default:
+		if w.kind() == kindValid {
+			s.pfn.Trim(w.frame())
+		}
+		s.rec.set(of, to.index(), transitionPTE(w.frame()))
+		s.rec.set(l, at, combinedPTE(number))
+	}
 	z.pages[number].refs++
 	z.refs++
 	return nil
 }
 
-// reown makes the frame of a page, out of its working set, that of the page with another PTE, which has had no bytes. The
-// PFN lock is held.
-// +checklocks:s.pfn.mu
-func (s *System) reown(w pte, leaf uint32, index uint) {
-	if w.kind() == kindValid {
-		s.pfn.Trim(w.frame())
-	}
-	s.pfn.SetOwner(w.frame(), uint64(makeOwner(leaf, index)))
-	s.rec.set(s.rec.leaves.At(leaf), index, transitionPTE(w.frame()))
-}
+// inProcess says whether a page with PTE w is in the working set of a process, whose own it is.
+func inProcess(l *leaf, w pte) bool { return l.flags&leafPrivate != 0 && w.kind() == kindValid }
 
 // join has a page share a combined one that holds the same bytes.
 func (s *System) join(c *candidate, number uint64, done *Combined) {
 	_ = s.withPage(c, func(_ *Segment, l *leaf) error {
 		s.pfn.Lock()
 		defer s.pfn.Unlock()
-		z := &s.combined
-		w, with := s.rec.word(l, uint(c.at)), s.combinedWord(number)
-		if !s.canCombine(w) || !with.hasFrame() || z.pages[number].refs == math.MaxUint32 ||
+		z, at := &s.combined, uint(c.at)
+		w, with := s.rec.word(l, at), s.combinedWord(number)
+		if !s.canCombine(l, at) || !with.hasFrame() || z.pages[number].refs == math.MaxUint32 ||
 			!bytes.Equal(s.pfn.Bytes(w.frame()), s.pfn.Bytes(with.frame())) {
 			return errGone
 		}
-		s.rec.set(l, uint(c.at), combinedPTE(number))
+		if inProcess(l, w) {
+			s.share(l, at, with.frame())
+			s.rec.access(l, at)
+		} else {
+			s.rec.set(l, at, combinedPTE(number))
+		}
 		if stale := location(s.pfn.Release(w.frame())); stale != 0 {
 			s.freeLocation(stale)
 			done.Slots++
@@ -401,8 +414,7 @@ func (s *System) undoShare(c *candidate, number uint64) {
 		s.pfn.Lock()
 		defer s.pfn.Unlock()
 		z := &s.combined
-		w := s.rec.word(l, uint(c.at))
-		if z.pages[number].refs == 1 && w == combinedPTE(number) {
+		if w := s.plain(s.rec.word(l, uint(c.at))); z.pages[number].refs == 1 && w == combinedPTE(number) {
 			s.takeBackFrame(c, number, priority)
 		}
 		return nil
@@ -413,14 +425,21 @@ func (s *System) undoShare(c *candidate, number uint64) {
 // nothing is done with. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) takeBackFrame(c *candidate, number uint64, priority uint8) {
-	w := s.combinedWord(number)
-	if !s.canCombine(w) {
+	z := &s.combined
+	of, i := s.rec.leaves.At(z.pages[number].leaf), uint(number%ViewPages)
+	if !s.canCombine(of, i) {
 		return
 	}
-	z := &s.combined
-	s.rec.set(s.rec.leaves.At(z.pages[number].leaf), uint(number%ViewPages), 0)
-	s.reown(w, c.leaf, uint(c.at))
-	s.pfn.SetPriority(w.frame(), priority)
+	l, at, f := s.rec.leaves.At(c.leaf), uint(c.at), s.rec.word(of, i).frame()
+	s.rec.set(of, i, 0)
+	s.pfn.SetOwner(f, uint64(makeOwner(c.leaf, at)))
+	if w := s.rec.word(l, at); w.kind() == kindShared { // of a process, in its working set
+		s.pfn.Unshare(f)
+		s.rec.set(l, at, validPTE(f)|w&accessed)
+	} else {
+		s.rec.set(l, at, transitionPTE(f))
+	}
+	s.pfn.SetPriority(f, priority)
 	z.refs--
 	z.giveBack(number)
 }
@@ -525,18 +544,23 @@ func (s *System) pinCombined(number uint64) pfn.Frame {
 		return 0
 	}
 	f := w.frame()
+	s.rec.set(l, i, validPTE(f))
 	s.pfn.MakeValid(f)
 	s.pfn.Pin(f)
 	s.leaveCombined(l, i)
 	return f
 }
 
-// leaveCombined takes a combined page that was made valid for a reader out of the working set. The PFN lock is held.
+// leaveCombined takes a combined page that was made valid for a reader out of the working set, if no process has it in its own.
+// The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) leaveCombined(l *leaf, i uint) {
-	f := s.rec.word(l, i).frame()
-	s.rec.set(l, i, transitionPTE(f))
-	s.pfn.Trim(f)
+	w := s.rec.word(l, i)
+	if w.kind() != kindValid || s.pfn.Shares(w.frame()) > 0 {
+		return
+	}
+	s.rec.set(l, i, transitionPTE(w.frame()))
+	s.pfn.Trim(w.frame())
 }
 
 // combinedRead is a combined page that a read wants, and that is in no frame.
@@ -552,10 +576,11 @@ func (r *reading) fetchCombined() (err error) {
 		n := reading{g: s.combined.seg, first: c.number, last: c.number, set: s.newReadSet(1), sharing: true}
 		n.bounce = func(uint64) []byte { return r.buffer(c.page) }
 		e := n.do(false)
-		s.pfn.Lock()
-		if l, i := s.rec.leaves.At(s.combined.pages[c.number].leaf), uint(c.number%ViewPages); s.rec.word(l, i).kind() == kindValid {
-			s.leaveCombined(l, i)
+		if e == nil && r.maps() {
+			r.mapCombined(c, n.set.frames[0])
 		}
+		s.pfn.Lock()
+		s.leaveCombined(s.rec.leaves.At(s.combined.pages[c.number].leaf), uint(c.number%ViewPages))
 		s.releaseCombined(c.number)
 		s.pfn.Unlock()
 		if e != nil {
@@ -572,23 +597,90 @@ func (r *reading) fetchCombined() (err error) {
 	return err
 }
 
-// passCombined resolves a page that shares a combined one, if that is in a frame; else it is read later. It returns the
-// number of soft faults. The PFN lock is held.
+// passCombined resolves page i of a leaf, which shares a combined one, if that is in a frame; else it is read later. It returns
+// the number of soft faults. The PFN lock is held.
 // +checklocks:r.g.mu
 // +checklocks:r.g.sys.pfn.mu
-func (r *reading) passCombined(page, number uint64) (soft uint64) {
-	s, at := r.g.sys, page-r.first
+func (r *reading) passCombined(l *leaf, i uint, number uint64) (soft uint64) {
+	s, page := r.g.sys, l.base+uint64(i)
 	if !r.sharing {
 		r.uncombine = append(r.uncombine, page)
 		return 0
 	}
 	if f := s.pinCombined(number); f != 0 {
-		r.set.frames[at], r.set.slices[at] = f, s.pfn.Bytes(f)
-		return 1
+		if soft = 1; s.rec.word(l, i).kind() == kindShared {
+			soft = 0
+		} else if r.maps() {
+			s.share(l, i, f)
+		}
+		s.rec.access(l, i)
+		r.set.frames[page-r.first], r.set.slices[page-r.first] = f, s.pfn.Bytes(f)
+		return soft
 	}
 	s.combined.hold(number)
 	r.combined = append(r.combined, combinedRead{page, number})
 	return 0
+}
+
+// maps says whether what is read enters the working set of the process whose memory it is.
+func (r *reading) maps() bool { return r.demand && r.g.private }
+
+// mapCombined enters a combined page that has been read back into the working set of the process, unless its page has got
+// other bytes meanwhile. The frame is pinned, or 0.
+func (r *reading) mapCombined(c combinedRead, f pfn.Frame) {
+	g, s := r.g, r.g.sys
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s.pfn.Lock()
+	defer s.pfn.Unlock()
+	id, i := g.leafAt(c.page>>viewShift), uint(c.page%ViewPages)
+	if id == 0 || f == 0 {
+		return
+	}
+	if l := s.rec.leaves.At(id); s.rec.word(l, i) == combinedPTE(c.number) {
+		s.share(l, i, f)
+		s.rec.access(l, i)
+	}
+}
+
+// plain is a PTE of a process that leads to a combined page as one that names it; any other as it is. The PFN lock is held.
+func (s *System) plain(w pte) pte {
+	if w.kind() != kindShared {
+		return w
+	}
+	return s.shown(w)
+}
+
+func (s *System) shown(w pte) pte {
+	o := w.owner()
+	if l := s.rec.leaves.At(o.leaf()); l.flags&leafCombined != 0 {
+		return combinedPTE(l.base + uint64(o.index()))
+	}
+	return w
+}
+
+// unmapCombined takes page i of a leaf out of the working set, if it is there as a combined one. It returns its PTE. The PFN
+// lock is held: it is called from closures that run under it, which the analyser cannot see.
+//
+// +checklocksignore
+func (s *System) unmapCombined(l *leaf, i uint) pte {
+	if w := s.rec.word(l, i); s.plain(w) != w {
+		s.unshare(l, i)
+	}
+	return s.rec.word(l, i)
+}
+
+// isPaged says whether a page is in a store alone.
+func (g *Segment) isPaged(page uint64) bool {
+	w := g.pteOf(page)
+	if w.kind() == kindCombined {
+		g.sys.pfn.Lock()
+		defer g.sys.pfn.Unlock()
+		if n := w.number(); n < g.sys.combined.top && g.sys.combined.pages[n].leaf != 0 {
+			w = g.sys.combinedWord(n)
+		}
+	}
+	return w.kind() == kindPaged
 }
 
 // copyCombinedPages gives pages that may be stored into frames of their own.
@@ -658,7 +750,7 @@ func (g *Segment) copyCombined(page uint64, was pte, content []byte) (done bool,
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
 	l := s.rec.leaves.At(id)
-	if s.rec.word(l, i) != was {
+	if s.plain(s.rec.word(l, i)) != was {
 		return false, nil
 	}
 	f, _ := s.alloc(makeOwner(id, i), 0, false)
@@ -666,6 +758,7 @@ func (g *Segment) copyCombined(page uint64, was pte, content []byte) (done bool,
 		return false, errNoSlot
 	}
 	copy(s.pfn.Bytes(f), content)
+	s.unmapCombined(l, i)
 	s.pfn.SetPriority(f, g.rule.Priority)
 	s.rec.set(l, i, transitionPTE(f))
 	_ = s.pfn.SetDirty(f)
@@ -683,6 +776,17 @@ func (g *Segment) uncombineView(key uint64) error {
 		}
 	}
 	return nil
+}
+
+// checkSharer notes that a PTE leads to a combined page.
+// +checklocks:s.pfn.mu
+func (s *System) checkSharer(c *checking, where pageName, number uint64) {
+	if number >= s.combined.top || s.combined.pages[number].leaf == 0 {
+		c.bad("%v: shares combined page %d, which there is not", where, number)
+		return
+	}
+	c.sharers[number]++
+	c.named++
 }
 
 // checkCombined compares how many share a combined page with the books.

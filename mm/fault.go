@@ -341,7 +341,7 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 			continue
 		}
 		i := uint(p % ViewPages)
-		switch w := s.rec.word(l, i); w.kind() {
+		switch w := s.plain(s.rec.word(l, i)); w.kind() {
 		case kindZero:
 			if r.demand && w.isCommitted() {
 				r.set.slices[at], r.set.frames[at] = g.demandZero(id, l, i)
@@ -361,7 +361,7 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 		case kindPaged:
 			r.queue(id, l, i, p)
 		case kindCombined:
-			soft += r.passCombined(p, w.number())
+			soft += r.passCombined(l, i, w.number())
 		}
 	}
 	s.pfn.Unlock()

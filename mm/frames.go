@@ -10,7 +10,7 @@ const (
 	UnusedFrame   FrameUse = iota
 	FileFrame              // a page of a file
 	PrivateFrame           // a page of a process
-	CombinedFrame          // a page that several pages of files share
+	CombinedFrame          // a page that several pages share, of files and of processes
 	RecordFrame            // the manager's own records took its memory
 	BusyFrame              // taken for I/O or to be zeroed, nobody's page yet
 )

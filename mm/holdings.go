@@ -37,7 +37,7 @@ func (g *Segment) addHoldings(key uint64, h *Holdings) (at uint64, more bool) {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
 	for _, w := range s.rec.slice(s.rec.leaves.At(id)) {
-		if w.kind() == kindCombined {
+		if w = s.plain(w); w.kind() == kindCombined {
 			w = s.combinedWord(w.number())
 		}
 		switch w.kind() {

@@ -12,7 +12,7 @@ import (
 //	bit  3     committed (only of a zero or shared word; every other kind is committed)
 //	bit  4     accessed since it was last looked at (only of a valid or shared word of a process's memory)
 //	valid, transition:  bits 32–63  frame
-//	shared:             bits 16–55  owner: the prototype PTE of the file's page, which is valid
+//	shared:             bits 16–55  owner: the prototype PTE of the file's page, or the combined one, which is valid
 //	combined:           bits 16–63  number of the combined page (combine.go)
 //	paged, inIO:        bits 3–5    why it left memory, bits 8–15  page file, bits 16–63  slot + 1 (0 = none)
 //
@@ -26,8 +26,8 @@ const (
 	kindTransition        // in a frame, in no working set
 	kindPaged             // in a page file only
 	kindInIO              // being read from, or written straight to, a page file; colliding faults wait
-	kindShared            // of a process's memory only: a file's page in its working set (NT: a PTE whose PFN is a prototype's)
-	kindCombined          // of a file's only: shares the bytes of a page of the combined pages' segment
+	kindShared            // of a process's memory only: a file's page, or a combined one, in its working set (NT: a PTE whose PFN is a prototype's)
+	kindCombined          // in no working set: shares the bytes of a page of the combined pages' segment
 	kindMask       = 7
 )
 
@@ -49,8 +49,15 @@ func (w pte) isCommitted() bool {
 // inWorkingSet says, of a word of a process's memory, that the page can be touched without a fault.
 func (w pte) inWorkingSet() bool { return w.kind() == kindValid || w.kind() == kindShared }
 
-// sharedPTE maps a file's page. c is committed if the process may need a copy of its own, whose space is promised.
-func sharedPTE(o owner, c pte) pte { return pte(o)<<ownerShift | c&committed | kindShared }
+// sharedPTE maps a file's page, or a combined one. promised says that the process may need a copy of its own, whose space is
+// committed.
+func sharedPTE(o owner, promised bool) pte {
+	w := pte(o)<<ownerShift | kindShared
+	if promised {
+		w |= committed
+	}
+	return w
+}
 
 const ownerShift = 16
 

@@ -188,7 +188,9 @@ func (g *Segment) punchLeaf(id uint32, lo, hi uint) (wait *pageIO, mapped bool) 
 		w := words[i]
 		switch {
 		case w.kind() == kindShared:
-			s.unshare(l, i)
+			if s.unshare(l, i); s.rec.word(l, i).kind() == kindCombined {
+				s.dropCombined(s.rec.word(l, i).number())
+			}
 		case w.hasFrame():
 			s.freeLocation(location(s.pfn.Release(w.frame())))
 			frames++
@@ -461,6 +463,12 @@ func (s *System) leafInfo(id uint32) []PageInfo {
 		info := s.pageInfo(l.base+uint64(i), w, host)
 		if l.flags&leafPrivate != 0 {
 			info.Host, info.Locked = false, host
+			if w.kind() == kindCombined && info.State == StateActive { // in others' working sets, and not in this one
+				info.State = StateStandby
+				if info.Dirty {
+					info.State = StateModified
+				}
+			}
 		}
 		infos = append(infos, info)
 	}
@@ -471,9 +479,9 @@ func (s *System) leafInfo(id uint32) []PageInfo {
 // +checklocks:s.pfn.mu
 func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 	p := PageInfo{Index: index, State: StateZero, Frame: -1, PageFile: -1, Slot: -1, Host: host}
-	if w.kind() == kindCombined { // where its bytes are is known there
-		p = s.pageInfo(index, s.combinedWord(w.number()), host)
-		p.Sharers = s.combined.pages[w.number()].refs
+	if c := s.plain(w); c.kind() == kindCombined { // where its bytes are is known there
+		p = s.pageInfo(index, s.combinedWord(c.number()), host)
+		p.Sharers = s.combined.pages[c.number()].refs
 		return p
 	}
 	at := w.location()

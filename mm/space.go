@@ -184,7 +184,7 @@ func (s *System) touch(first, last uint64, fault faulter) error {
 // fault makes pages of one view valid and pins them; those for which no frame is left are in buffers.
 func (p *Space) fault(first, last uint64) (*ReadSet, error) {
 	p.relieve(last - first + 1)
-	r := reading{g: p.seg, first: first, last: last, demand: true, set: p.seg.sys.newReadSet(last - first + 1)}
+	r := reading{g: p.seg, first: first, last: last, demand: true, sharing: true, set: p.seg.sys.newReadSet(last - first + 1)}
 	if err := r.do(false); err != nil {
 		r.set.Done()
 		return nil, err
@@ -233,7 +233,7 @@ func (p *Space) prefetchPage(page uint64) (uint64, error) {
 	s.pfn.Lock()
 	short := s.pfn.Available() <= s.lowFrames()
 	s.pfn.Unlock()
-	if short || g.pteOf(page).kind() != kindPaged {
+	if short || !g.isPaged(page) {
 		return 0, nil
 	}
 	before := s.n.pagesInput.Load()
@@ -366,11 +366,11 @@ func (p *Space) Reset(first, last uint64) {
 		for m := mask; m != 0; {
 			i := lowestBit(&m)
 			w := s.rec.word(l, i)
-			if w.kind() == kindZero || w.kind() == kindShared { // what others see is not to be dropped
+			if k := s.plain(w).kind(); k == kindZero || k == kindShared { // what others see is not to be dropped
 				continue
 			}
 			l.setReset(l.reset() | 1<<i)
-			if w.kind() != kindValid {
+			if !w.inWorkingSet() {
 				s.drop(l, i)
 			}
 		}
@@ -382,7 +382,7 @@ func (p *Space) UndoReset(first, last uint64) (intact bool) {
 	intact = true
 	p.eachView(first, last, func(l *leaf, mask uint64) {
 		for m := mask & l.reset(); m != 0; {
-			if !p.seg.sys.rec.word(l, lowestBit(&m)).hasFrame() {
+			if w := p.seg.sys.rec.word(l, lowestBit(&m)); !w.hasFrame() && !w.inWorkingSet() {
 				intact = false
 			}
 		}
@@ -399,7 +399,7 @@ func (p *Space) Discard(first, last uint64) {
 		l.setReset(l.reset() &^ mask)
 		for mask != 0 {
 			i := lowestBit(&mask)
-			if k := s.rec.word(l, i).kind(); k != kindZero && k != kindShared {
+			if k := s.plain(s.rec.word(l, i)).kind(); k != kindZero && k != kindShared {
 				s.drop(l, i)
 			}
 		}
@@ -445,11 +445,13 @@ func (p *Space) settleView(key, mask uint64, f func(l *leaf, mask uint64)) *page
 //
 // +checklocksignore
 func (s *System) drop(l *leaf, i uint) {
-	w := s.rec.word(l, i)
-	if w.hasFrame() {
+	switch w := s.unmapCombined(l, i); {
+	case w.hasFrame():
 		s.freeLocation(location(s.pfn.Release(w.frame())))
 		s.n.pagesFreed.Add(1)
-	} else {
+	case w.kind() == kindCombined:
+		s.dropCombined(w.number())
+	default:
 		s.freeLocation(w.location())
 	}
 	s.rec.set(l, i, committed)
@@ -499,6 +501,10 @@ func (p *Space) lockRange(first, last, most uint64, touch func(first, last uint6
 // lockPage locks one page, and says whether it was locked.
 func (p *Space) lockPage(page, most uint64, touch func(first, last uint64) error) (was bool, err error) {
 	for range 100 {
+		// What is locked has a frame of its own, so that a store to it needs none.
+		if err := p.seg.uncombine(page); err != nil && err != errNoSlot {
+			return false, err
+		}
 		if err := touch(page, page); err != nil {
 			return false, err
 		}
@@ -506,7 +512,7 @@ func (p *Space) lockPage(page, most uint64, touch func(first, last uint64) error
 		p.eachView(page, page, func(l *leaf, mask uint64) {
 			s := p.seg.sys
 			w := s.rec.word(l, uint(page%ViewPages))
-			if !w.inWorkingSet() {
+			if !w.inWorkingSet() || s.plain(w).kind() == kindCombined {
 				return
 			}
 			locked = true
@@ -614,6 +620,12 @@ func (p *Space) trimLeaf(l *leaf, mask uint64) (n uint64) {
 		if w.kind() == kindShared {
 			s.unshare(l, i)
 			n++
+			if s.rec.word(l, i).kind() == kindCombined { // a page of the process's own
+				gone |= 1 << i
+				if l.reset()>>i&1 != 0 {
+					s.drop(l, i)
+				}
+			}
 			continue
 		}
 		if w.kind() != kindValid || s.pfn.Info(w.frame()).Refs > 0 {
@@ -734,6 +746,9 @@ func (s *System) checkPrivate(c *checking, id uint32, l *leaf) {
 		c.locked++
 		if !w.inWorkingSet() || s.pfn.Info(s.frameOf(w)).Refs == 0 {
 			c.bad("leaf %d page %d: locked, but not held in the working set", id, i)
+		}
+		if s.plain(w).kind() == kindCombined {
+			c.bad("leaf %d page %d: locked, but shares its frame", id, i)
 		}
 	}
 }

@@ -253,7 +253,7 @@ func (v *View) enter(first, last uint64, frames []pfn.Frame) error {
 	})
 }
 
-// share enters the page of a pinned frame, a file's, into the working set of a process, at page i of its leaf l.
+// share enters the page of a frame, a file's or a combined one, into the working set of a process, at page i of its leaf l.
 // +checklocks:s.pfn.mu
 func (s *System) share(l *leaf, i uint, f pfn.Frame) {
 	o := owner(s.pfn.Info(f).Owner)
@@ -262,18 +262,22 @@ func (s *System) share(l *leaf, i uint, f pfn.Frame) {
 		s.pfn.MakeValid(f)
 	}
 	s.pfn.Share(f)
-	s.rec.set(l, i, sharedPTE(o, s.rec.word(l, i)))
+	s.rec.set(l, i, sharedPTE(o, s.rec.word(l, i).isCommitted()))
 }
 
-// unshare takes a file's page out of a process's working set. If it was the last one that it was in, and the host has no
-// view of it either, the page is trimmed. The PFN lock is held: it is called from closures that run under it, which the
-// analyser cannot see.
+// unshare takes a file's page, or a combined one, out of a process's working set. If it was the last one that it was in, and
+// the host has no view of it either, the page is trimmed. The PFN lock is held: it is called from closures that run under it,
+// which the analyser cannot see.
 //
 // +checklocksignore
 func (s *System) unshare(l *leaf, i uint) {
 	w := s.rec.word(l, i)
-	s.rec.set(l, i, w&committed)
 	o := w.owner()
+	if c := s.plain(w); c.kind() == kindCombined {
+		s.rec.set(l, i, c)
+	} else {
+		s.rec.set(l, i, w&committed)
+	}
 	of := s.rec.leaves.At(o.leaf())
 	f := s.rec.word(of, o.index()).frame()
 	if s.pfn.Unshare(f) > 0 || of.host>>o.index()&1 != 0 {
@@ -348,7 +352,7 @@ func (p *Space) leaveShared(first, last uint64) (locked uint64) {
 	p.eachView(first, last, func(l *leaf, mask uint64) {
 		for mask != 0 {
 			i := lowestBit(&mask)
-			if s.rec.word(l, i).kind() != kindShared {
+			if s.plain(s.rec.word(l, i)).kind() != kindShared {
 				continue
 			}
 			if l.host>>i&1 != 0 {
@@ -418,7 +422,7 @@ func (g *Segment) committedUpTo(first, last uint64, is bool) uint64 {
 	return first
 }
 
-// checkShared sees that a shared word leads to a valid page of a file, and counts it.
+// checkShared sees that a shared word leads to a valid page of a file, or to a combined one, and counts it.
 // +checklocks:s.pfn.mu
 func (s *System) checkShared(c *checking, where pageName, l *leaf, w pte) {
 	o := w.owner()
@@ -431,6 +435,9 @@ func (s *System) checkShared(c *checking, where pageName, l *leaf, w pte) {
 	if of.seg == 0 || of.flags&leafPrivate != 0 || shown.kind() != kindValid {
 		c.bad("%v: leads to leaf %d page %d, which is no valid page of a file", where, o.leaf(), o.index())
 		return
+	}
+	if of.flags&leafCombined != 0 {
+		s.checkSharer(c, where, of.base+uint64(o.index()))
 	}
 	c.shares[shown.frame()]++
 }

@@ -179,7 +179,7 @@ func (w *writing) readBack(page uint64) error {
 	return nil
 }
 
-// pteOf reads one PTE.
+// pteOf reads one PTE; of a combined page the number, also where it is in a working set.
 func (g *Segment) pteOf(page uint64) pte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -189,7 +189,7 @@ func (g *Segment) pteOf(page uint64) pte {
 	if id == 0 {
 		return 0
 	}
-	return g.sys.rec.word(g.sys.rec.leaves.At(id), uint(page%ViewPages))
+	return g.sys.plain(g.sys.rec.word(g.sys.rec.leaves.At(id), uint(page%ViewPages)))
 }
 
 // split cuts the write into pages.
@@ -279,7 +279,7 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 	var need uint64
 	for i := range w.pages {
 		p := &w.pages[i]
-		word := s.rec.word(l, uint(p.index%ViewPages))
+		word := s.plain(s.rec.word(l, uint(p.index%ViewPages)))
 		switch {
 		case word.kind() == kindInIO:
 			s.n.collidedFaults.Add(1)
@@ -311,7 +311,7 @@ func (w *writing) takeFrames(id uint32, l *leaf) {
 	for i := range w.pages {
 		p := &w.pages[i]
 		at := uint(p.index % ViewPages)
-		if p.was = s.rec.word(l, at); p.was.hasFrame() {
+		if p.was = s.unmapCombined(l, at); p.was.hasFrame() {
 			soft += w.g.pin(l, at, p.was)
 			p.frame = p.was.frame()
 		}

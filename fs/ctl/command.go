@@ -81,7 +81,7 @@ var ManagerVerbs = append([]Verb[*Mount]{
 	{Words: "empty standby0", Run: emptyStandby0, Help: "free the standby pages of priority 0"},
 	{Words: "empty all", Launders: true, Run: emptyAll, Help: "workingsets, then modified, then standby"},
 	{Words: "combine", Run: combine,
-		Help: "find pages with the same bytes and have them share one frame, until one of them is written"},
+		Help: "find pages with the same bytes, of files and of processes, and have them share one frame until one of them is written"},
 	{Words: "systemcache", Text: "MIN MAX [hard|soft]", Launders: true, Run: setSystemCache,
 		Help: "bound the system cache's working set, as SetSystemFileCacheSize; soft holds while frames are short; 0 is the usual"},
 	{Words: "zero", Run: zeroFree, Help: "zero the free pages now"},

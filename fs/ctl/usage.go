@@ -141,7 +141,7 @@ func processPages(p *Process) *Doc {
 		{Head: "Dirty", Key: "dirty", Width: 5, Left: true}, {Head: "PageFile", Key: "pagefile", Width: 8}, {Head: "Slot", Key: "slot", Width: 8},
 		{Head: "PTE", Key: "pte", Width: 10, Left: true}, {Head: "Accessed", Key: "accessed", Width: 8, Left: true},
 		{Head: "Locked", Key: "locked", Width: 6, Left: true}, {Head: "WriteCopy", Key: "write_copy", Width: 9, Left: true},
-		{Head: "Shares", Key: "shares", Width: 6},
+		{Head: "Shares", Key: "shares", Width: 6}, {Head: "Sharers", Key: "sharers", Width: 7},
 		{Head: "Protect", Key: "protect", Left: true},
 	}, func(yield func([]Value) bool) {
 		maps := p.Maps()
@@ -161,7 +161,7 @@ func processPages(p *Process) *Doc {
 			}
 			row := []Value{Hex(addr), Word(stateNames[i.State]), None(), None(), None(), None(), Word(pte),
 				Flag(i.State == mm.StateActive), Flag(i.Locked), Flag(prot&(process.WriteCopy|process.ExecuteWriteCopy) != 0),
-				Count(uint64(i.Shares)), protection(prot)}
+				Count(uint64(i.Shares)), Count(uint64(i.Sharers)), protection(prot)}
 			if i.Frame >= 0 {
 				row[2], row[3] = Count(uint64(i.Frame)), Flag(i.Dirty)
 			}

@@ -16,7 +16,7 @@ func (d *Database) SetPriority(f Frame, priority uint8) {
 	d.push(d.listOf(e), f)
 }
 
-// SetOwner says that f's page, which is in no working set, is another owner's from now on.
+// SetOwner says that f's page is another owner's from now on.
 // +checklocks:d.mu
 func (d *Database) SetOwner(f Frame, owner uint64) { d.entries[f].owner = owner }
 

@@ -40,6 +40,9 @@ type model struct {
 	p     *Process
 	sys   *mm.System
 	pages map[uint64]*modelPage
+
+	twin   *Process
+	copies map[uint64][]byte // that it has, by address
 }
 
 // The model works in a window of a few slots, so that allocations meet.
@@ -252,7 +255,7 @@ func (m *model) address(t *rapid.T) (uint64, int) {
 
 func (m *model) Write(t *rapid.T) {
 	addr, n := m.address(t)
-	data := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(t, "byte"))}, n)
+	data := bytes.Repeat([]byte{byte(rapid.IntRange(1, 4).Draw(t, "byte"))}, n) // so few that there is something to combine
 	wanted := m.fault(Write, addr, n)
 	if !m.outcome(t, "write", m.p.Write(addr, data), wanted) {
 		return
@@ -326,6 +329,53 @@ func (m *model) PageOut(t *rapid.T) {
 	m.sys.EmptyStandby()
 }
 
+// Combine has pages of the same bytes share frames, which nobody can tell.
+func (m *model) Combine(t *rapid.T) {
+	if _, err := m.sys.Combine(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Twin copies a page to another process, for Combine to find. What becomes of the page is nothing to the copy.
+func (m *model) Twin(t *rapid.T) {
+	first, _ := m.span(t, 0)
+	o := m.pages[first]
+	if o == nil || o.bytes == nil {
+		return
+	}
+	at := twinBase + uint64(rapid.IntRange(0, twinPages-1).Draw(t, "twin"))<<pageShift
+	if err := m.twin.Write(at, o.bytes); err != nil {
+		t.Fatal(err)
+	}
+	m.copies[at] = bytes.Clone(o.bytes)
+}
+
+// The copies are in a process of their own.
+const (
+	twinBase  = 0x50000000
+	twinPages = 8
+)
+
+func (m *model) startTwin(t *rapid.T) {
+	var err error
+	if m.twin, err = m.p.machine.Start(Image{Arch: X64}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.twin.Alloc(twinBase, twinPages<<pageShift, MemReserve|MemCommit, ReadWrite); err != nil {
+		t.Fatal(err)
+	}
+	m.copies = make(map[uint64][]byte)
+}
+
+func (m *model) checkTwin(t *rapid.T) {
+	b := make([]byte, PageSize)
+	for at, want := range m.copies {
+		if err := m.twin.Read(at, b); err != nil || !bytes.Equal(b, want) {
+			t.Fatalf("the copy at %#x has changed, %v", at, err)
+		}
+	}
+}
+
 func (m *model) Lock(t *rapid.T) {
 	first, _ := m.span(t, 0)
 	if wanted := m.fault(Read, first<<pageShift, 1); wanted == nil {
@@ -389,9 +439,13 @@ func TestModel(t *testing.T) {
 					t.Fatal(err)
 				}
 				m := &model{p: p, sys: sys, pages: make(map[uint64]*modelPage)}
+				m.startTwin(t)
 				a := rapid.StateMachineActions(m)
 				t.Repeat(a)
+				m.checkTwin(t)
 				machine.End(p)
+				m.checkTwin(t)
+				machine.End(m.twin)
 				if err := sys.Close(); err != nil {
 					t.Fatal(err)
 				}

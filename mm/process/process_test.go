@@ -456,6 +456,9 @@ func TestManyProcesses(t *testing.T) {
 			for _, err := range append(sys.Check(), m.Check()...) {
 				t.Error(err)
 			}
+			if _, err := sys.Combine(); err != nil {
+				t.Error(err)
+			}
 			for _, p := range m.Processes() {
 				p.Maps()
 				p.WorkingSet()

@@ -6,7 +6,7 @@ import "memfs/mm"
 type Usage struct {
 	Committed uint64 // in the process's own memory
 	Resident  uint64 // in its working set
-	Shared    uint64 // of those: pages of sections, which other processes may have as well
+	Shared    uint64 // of those: pages of sections, which other processes may have as well, and combined ones
 	Dirty     uint64 // of the resident: with bytes that no store has
 	// SharedDirty are those of both kinds.
 	SharedDirty uint64
@@ -58,10 +58,11 @@ func (u *Usage) add(i mm.PageInfo) {
 	case mm.StateActive:
 		u.Resident++
 		u.Proportional += PageSize / uint64(max(i.Shares, 1))
-		if i.Shared {
+		shared := i.Shared || i.Sharers > 1
+		if shared {
 			u.Shared++
 		}
-		if i.Shared && i.Dirty {
+		if shared && i.Dirty {
 			u.SharedDirty++
 		}
 		if i.Dirty {

@@ -294,7 +294,7 @@ func (o *person) compare(t *rapid.T, addr uint64, got []byte) {
 func (m *viewModel) Write(t *rapid.T) {
 	o := m.someone(t)
 	addr, n := m.span(t)
-	b := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(t, "byte"))}, int(n))
+	b := bytes.Repeat([]byte{byte(rapid.IntRange(1, 4).Draw(t, "byte"))}, int(n))
 	wanted := o.fault(Write, addr, n)
 	wantException(t, o.p.Write(addr, b), wanted)
 	if wanted == nil {
@@ -318,7 +318,7 @@ func (o *person) store(addr uint64, b []byte) {
 func (m *viewModel) RemoteWrite(t *rapid.T) {
 	o := m.someone(t)
 	addr, n := m.span(t)
-	b := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(t, "byte"))}, int(n))
+	b := bytes.Repeat([]byte{byte(rapid.IntRange(1, 4).Draw(t, "byte"))}, int(n))
 	if o.fault(Write, addr, n) != nil {
 		if err := o.p.WriteMemory(addr, b); !errors.Is(err, NoAccessError) {
 			t.Fatalf("written: %v", err)
@@ -411,6 +411,14 @@ func (m *viewModel) Commit(t *rapid.T) {
 	o.reprotect(first, last, prot)
 }
 
+// Combine has pages of the same bytes share frames, copies that processes have made and pages of sections that none has in its
+// working set.
+func (m *viewModel) Combine(t *rapid.T) {
+	if _, err := m.sys.Combine(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Punch is what a real program does to a file that processes map: pages become holes.
 func (m *viewModel) Punch(t *rapid.T) {
 	s := m.sections[2+rapid.IntRange(0, 1).Draw(t, "file")]
@@ -498,7 +506,11 @@ func (m *viewModel) Check(t *rapid.T) {
 				promised++
 			}
 			f := o.p.WorkingSetEx(page << pageShift)
-			if f.Shared != (v.own == nil && v.section.committed[v.index]) || f.Valid && f.Shared == (f.ShareCount == 0) {
+			shared := v.own == nil && v.section.committed[v.index]
+			if v.own != nil && f.Valid {
+				shared = o.p.space.Page(page).Sharers > 0 // a copy that has been combined
+			}
+			if f.Shared != shared || f.Valid && f.Shared == (f.ShareCount == 0) {
 				t.Fatalf("process %d page %#x: %+v, want it shared: %v", o.p.id, page, f, v.own == nil)
 			}
 		}

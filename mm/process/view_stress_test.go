@@ -39,6 +39,7 @@ func TestViewStress(t *testing.T) {
 		func() error { keeper.EmptyWorkingSet(); return nil },
 		func() error { _, err := sys.FlushModified(); return err },
 		func() error { sys.EmptyStandby(); return nil },
+		func() error { _, err := sys.Combine(); return err },
 		func() error {
 			for _, p := range m.Processes() {
 				p.EmptyWorkingSet()

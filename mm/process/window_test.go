@@ -148,6 +148,11 @@ func TestWindowCoherent(t *testing.T) {
 		}()
 	}
 	meddle(func(*rand.Rand) { p.EmptyWorkingSet() })
+	meddle(func(*rand.Rand) {
+		if _, err := m.sys.Combine(); err != nil {
+			t.Error(err)
+		}
+	})
 	meddle(func(r *rand.Rand) { p.space.Trim(base>>pageShift+r.Uint64N(pages), base>>pageShift+r.Uint64N(pages)) })
 	meddle(func(r *rand.Rand) {
 		for _, prot := range []Protection{ExecuteReadWrite, ReadWrite} {

@@ -97,7 +97,7 @@ type PageFacts struct {
 const mostShares = 7
 
 // WorkingSetEx is QueryWorkingSetEx for one address, any address. A page that is not in the working set has all else 0, save
-// that a section's is shared.
+// that a section's is shared. A private page is shared while it is combined with others.
 func (p *Process) WorkingSetEx(addr uint64) PageFacts {
 	page := addr >> pageShift
 	p.mu.Lock()
@@ -120,7 +120,8 @@ func (p *Process) WorkingSetEx(addr uint64) PageFacts {
 		return PageFacts{Shared: shared}
 	}
 	return PageFacts{
-		Valid: true, Protection: a.protection, Locked: i.Locked, Shared: shared, ShareCount: min(i.Shares, mostShares),
+		Valid: true, Protection: a.protection, Locked: i.Locked, Shared: shared || i.Sharers > 0,
+		ShareCount: min(i.Shares, mostShares),
 	}
 }
 
@@ -138,7 +139,8 @@ func (p *Process) WorkingSet() (pages []WorkingSetPage) {
 	p.space.Each(0, everything, func(i mm.PageInfo) bool {
 		if i.State == mm.StateActive {
 			pages = append(pages, WorkingSetPage{
-				Address: i.Index << pageShift, Locked: i.Locked, Shared: i.Shared, ShareCount: min(i.Shares, mostShares),
+				Address: i.Index << pageShift, Locked: i.Locked, Shared: i.Shared || i.Sharers > 0,
+				ShareCount: min(i.Shares, mostShares),
 			})
 		}
 		return true
