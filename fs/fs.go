@@ -337,6 +337,7 @@ func (f *fileSystem) mountOptions() *fuse.MountOptions {
 		MaxInflightRequestBytes:  f.opts.MaxInflight,
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true,
+		DisableSplice:            true, // no answer comes from a file: to try costs four calls for each that is not of frames
 		// HANDLE_KILLPRIV_V2 saves a getxattr before every write; SETXATTR_EXT says when an ACL takes setgid away.
 		ExtraCapabilities: fuse.CAP_WRITEBACK_CACHE | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DONT_MASK |
 			fuse.CAP_EXPORT_SUPPORT | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO |

@@ -246,7 +246,9 @@ func NewFromBudget(b Budget, c Config) (*System, error) {
 
 // reserve maps frames and records for as much memory as there can ever be. What is not used of it costs address space.
 func (s *System) reserve(most uint64) (err error) {
-	s.pfn, err = pfn.New(s.budget.Frames, most/(PageSize+pfn.EntrySize), pfn.Owner{Restore: s.restore, Moved: s.moved})
+	s.pfn, err = pfn.New(s.budget.Frames, most/(PageSize+pfn.EntrySize), pfn.Owner{
+		Restore: s.restore, Moved: s.moved, Freed: func() { s.zeroer.kick() },
+	})
 	if err != nil {
 		return err
 	}

@@ -12,18 +12,23 @@ const (
 	zeroBatch = 512
 	// dropRun is how many frames must lie together for giving them back to the host to be cheaper than filling them.
 	dropRun = 8
+	// zeroDelay is how long frames may be free before they are zeroed: most are taken again at once, or others join them.
+	zeroDelay = 100 * time.Millisecond
 )
 
-// zeroLoop is the zero-page thread. Runs of free frames go back to the host, which gives zeroed memory at the next touch;
-// single ones are filled.
+// zeroLoop is the zero-page thread. It is kicked by the first frame that becomes free. Runs of free frames go back to the
+// host, which gives zeroed memory at the next touch; single ones are filled.
 func (s *System) zeroLoop(t *thread) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
 	for {
 		select {
 		case <-t.quit:
 			return
-		case <-tick.C:
+		case <-t.wake:
+		}
+		select {
+		case <-t.quit:
+			return
+		case <-time.After(zeroDelay):
 		}
 		for !t.stopped() && s.zeroStep() > 0 {
 		}

@@ -67,6 +67,8 @@ type Database struct {
 	// +checklocks:mu
 	moved func(owner uint64, to Frame)
 	// +checklocks:mu
+	freed func()
+	// +checklocks:mu
 	zeroed list
 	// +checklocks:mu
 	free list
@@ -109,6 +111,8 @@ type Owner struct {
 	Restore func(owner, original uint64, why Departure)
 	// Moved must put another frame into the owner's PTE: the page is there now, in the same state.
 	Moved func(owner uint64, to Frame)
+	// Freed is told when a frame becomes Free and none was. It may be nil.
+	Freed func()
 }
 
 // New makes a database of n frames, all Zeroed (the host gives zeroed memory), that can grow to most. What it may grow
@@ -129,7 +133,7 @@ func New(n, most uint64, o Owner) (*Database, error) {
 	}
 	d := &Database{arena: arena, mem: mem, entries: offheap.Of[entry](mem)[:most+1], hand: 1}
 	d.mu.Lock()
-	d.restore, d.moved = o.Restore, o.Moved
+	d.restore, d.moved, d.freed = o.Restore, o.Moved, o.Freed
 	d.SetLimit(n)
 	for f := Frame(1); f <= Frame(n); f++ {
 		d.apply(f, Enlist)
@@ -462,6 +466,7 @@ func (d *Database) toFree(f Frame) {
 	e := &d.entries[f]
 	wipe := d.wipe && e.flags&record == 0 // a record frame's memory is the host's
 	e.flags, e.owner, e.original, e.shares = 0, 0, 0, 0
+	first := d.free.count == 0
 	d.apply(f, Release)
 	if wipe {
 		clear(d.Bytes(f))
@@ -470,6 +475,9 @@ func (d *Database) toFree(f Frame) {
 	}
 	if f > d.limit {
 		d.apply(f, Retire)
+	}
+	if first && d.free.count > 0 && d.freed != nil {
+		d.freed()
 	}
 }
 
