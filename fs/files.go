@@ -31,8 +31,9 @@ var (
 // processFile is a file that processes have open.
 type processFile struct {
 	*node
-	made  string // the name of the file that was made for a section; "" of all others
-	named bool   // it is a named section's, whoever made it
+	made   string // the name of the file that was made for a section; "" of all others
+	named  bool   // it is a named section's, whoever made it
+	opened place  // the name that it was opened by
 }
 
 // Segment has its pages.
@@ -72,6 +73,26 @@ func (f *processFile) Unlink() {
 	if f.made != "" {
 		f.fs.hideSection(f.made, f.node)
 	}
+}
+
+// Remove takes the name away that it was opened by, or if that is another file's by now, the one that it has.
+func (f *processFile) Remove() {
+	fs, at := f.fs, f.opened
+	victim, st := fs.removeOnly(at.parent, at.name, f.node)
+	if !st.Ok() {
+		if at = f.place(); at.parent == nil {
+			return
+		}
+		if victim, st = fs.removeOnly(at.parent, at.name, f.node); !st.Ok() {
+			return
+		}
+	}
+	if at.parent == fs.sections {
+		fs.sectionRemoved(at.name, victim)
+	}
+	victim.release()
+	fs.nameChanged(at.parent, at.name)
+	f.forgetAttributes()
 }
 
 // Close gives the file up.
@@ -265,7 +286,7 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 		case err != nil:
 			return nil, false, err
 		case at.node != nil:
-			return m.open(at.node, &caller, access, d)
+			return m.open(at, &caller, access, d)
 		case at.parent == nil:
 			return nil, false, process.FileNotFound
 		case d == process.OpenExisting:
@@ -276,7 +297,7 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 		n, st := f.createHeld(at.parent, at.name, creation{caller: caller, mode: syscall.S_IFREG | 0644})
 		switch {
 		case st.Ok():
-			return &processFile{node: n, named: n.ofSection()}, false, nil
+			return &processFile{node: n, named: n.ofSection(), opened: place{parent: at.parent, name: at.name}}, false, nil
 		case st != eexist:
 			return nil, false, processError(st)
 		}
@@ -284,19 +305,19 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 }
 
 // open opens a file that is there.
-func (m processFiles) open(n *node, caller *fuse.Caller, access uint32, d process.Disposition) (process.File, bool, error) {
-	want := wanted(access)
+func (m processFiles) open(at found, caller *fuse.Caller, access uint32, d process.Disposition) (process.File, bool, error) {
+	n, want := at.node, wanted(access)
 	switch {
 	case d == process.CreateNew:
 		return nil, true, process.FileExists
 	case !n.isRegular(): // a directory takes FILE_FLAG_BACKUP_SEMANTICS, which is of no use here
 		return nil, true, process.AccessDenied
-	case !may(caller, n, want), !n.mayAccess(access):
+	case !may(caller, n, want), !n.mayAccess(access), access&process.Delete != 0 && !m.fs.mayRemove(caller, at):
 		return nil, true, process.AccessDenied
 	case !n.hold():
 		return nil, false, process.FileNotFound
 	}
-	return &processFile{node: n, named: n.ofSection()}, true, nil
+	return &processFile{node: n, named: n.ofSection(), opened: place{parent: at.parent, name: at.name}}, true, nil
 }
 
 // createHeld makes a regular file, held by the caller, of which the host kernel knows nothing yet.
@@ -488,4 +509,5 @@ func (s *unnamedSection) Size() int64          { return s.size }
 func (s *unnamedSection) Measure() int64       { return s.size }
 func (s *unnamedSection) SetSize(int64) error  { return process.AccessDenied }
 func (s *unnamedSection) Unlink()              {}
+func (s *unnamedSection) Remove()              {}
 func (s *unnamedSection) Close()               { s.seg.Delete() }

@@ -133,6 +133,16 @@ func (n *node) path() string {
 	return ""
 }
 
+// place is the name that the node is known by; without a parent if it has none.
+func (n *node) place() place {
+	n.fs.tree.RLock()
+	defer n.fs.tree.RUnlock()
+	if n.entry == nil {
+		return place{}
+	}
+	return place{parent: n.entry.parent, name: n.entry.name}
+}
+
 // directory is a directory that the node has a name in, nil if it is not known to have one.
 func (n *node) directory() *node {
 	n.fs.tree.RLock()

@@ -21,6 +21,8 @@ type File interface {
 	SetSize(size int64) error
 	// Unlink takes the name of a page-file-backed section away, whose last handle is closed. Views keep its pages until Close.
 	Unlink()
+	// Remove takes away the name that the file was opened by, or has since. What is open or mapped keeps its pages.
+	Remove()
 	// Close says that no handle, section or view of any process uses the file any more.
 	Close()
 }
@@ -44,6 +46,9 @@ const (
 	GenericWrite   = 0x40000000
 	GenericExecute = 0x20000000
 	GenericAll     = 0x10000000
+
+	// Delete is the right to remove the file.
+	Delete = 0x10000
 )
 
 // Disposition is what CreateFile does about a file that is there, or is not.
@@ -87,4 +92,5 @@ func (f *looseFile) Size() int64          { return f.size }
 func (f *looseFile) Measure() int64       { return f.size }
 func (f *looseFile) SetSize(int64) error  { return AccessDenied }
 func (f *looseFile) Unlink()              {}
+func (f *looseFile) Remove()              {}
 func (f *looseFile) Close()               { f.seg.Delete() }

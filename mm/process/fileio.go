@@ -12,13 +12,14 @@ const (
 	fileRead    = 1
 	fileWrite   = 2
 	fileExecute = 4
+	fileDelete  = 8
 )
 
 // rights are a file handle's from the access asked for.
 func rights(access uint32) (r uint32) {
 	for _, g := range []struct{ generic, rights uint32 }{
 		{GenericRead, fileRead}, {GenericWrite, fileWrite}, {GenericExecute, fileExecute},
-		{GenericAll, fileRead | fileWrite | fileExecute},
+		{GenericAll, fileRead | fileWrite | fileExecute | fileDelete}, {Delete, fileDelete},
 		{0x1, fileRead}, {0x2, fileWrite}, {0x20, fileExecute}, // FILE_READ_DATA, FILE_WRITE_DATA, FILE_EXECUTE
 	} {
 		if access&g.generic != 0 {
@@ -35,11 +36,23 @@ type openFile struct {
 	machine *Machine
 
 	position uint64 // Machine.objects
+
+	rights, mode  uint32 // of what takes part in sharing
+	sharing       bool   // Machine.objects
+	deleteOnClose bool
 }
 
 func newOpenFile(m *Machine, f File) *openFile { return &openFile{File: f, machine: m} }
 
 func (f *openFile) destroy() { f.Close() }
+
+// closed is called when the last handle is: sections may still have the file.
+func (f *openFile) closed() {
+	if f.deleteOnClose {
+		f.Remove()
+	}
+	f.dropShare()
+}
 
 func (f *openFile) grant(has, want uint32) uint32 { return has & rights(want) }
 
@@ -56,39 +69,80 @@ func (f *openFile) seek(to uint64) {
 	f.position = to
 }
 
+// FileRequest is what CreateFile is to open, and how.
+type FileRequest struct {
+	Path          string
+	Access        uint32 // GENERIC_ and FILE_ rights, Delete
+	Share         uint32 // Share modes
+	Disposition   Disposition
+	DeleteOnClose bool // remove the file when the last handle of this opening is closed
+	Inherit       bool
+}
+
 // OpenFile is CreateFile. existed says that the file was there, which CREATE_ALWAYS and OPEN_ALWAYS tell by the last error.
-// FileNotFound, FileExists, AccessDenied; UserMappedFile if a file that is to be emptied is mapped.
-func (p *Process) OpenFile(path string, access uint32, d Disposition, inherit bool) (h Handle, existed bool, err error) {
-	if d < CreateNew || d > TruncateExisting {
+// FileNotFound, FileExists, AccessDenied; SharingViolation if another opening forbids it, or if a program that runs would be
+// written; UserMappedFile if a file that is to be emptied is mapped.
+func (p *Process) OpenFile(r FileRequest) (h Handle, existed bool, err error) {
+	if r.Disposition < CreateNew || r.Disposition > TruncateExisting || r.Share&^ShareAll != 0 {
 		return 0, false, InvalidParameter
 	}
-	path = strings.ReplaceAll(path, `\`, "/")
-	if path == "" || strings.ContainsRune(path, 0) {
-		return 0, false, FileNotFound
+	if r.Disposition == TruncateExisting && rights(r.Access)&fileWrite == 0 {
+		return 0, false, InvalidParameter
 	}
-	open, need := d, access
-	switch d {
-	case CreateAlways:
-		open, need = OpenAlways, access|GenericWrite
-	case TruncateExisting:
-		if open = OpenExisting; rights(access)&fileWrite == 0 {
-			return 0, false, InvalidParameter
-		}
-	}
-	file, existed, err := p.machine.files.Open(p, path, need, open)
+	f, existed, err := p.openFile(r)
 	if err != nil {
-		return 0, false, win32(err)
+		return 0, false, err
 	}
-	if existed && open != d {
-		if err := empty(file); err != nil {
-			file.Close()
-			return 0, false, err
+	p.machine.publish(f, "")
+	h, err = p.open(handle{object: f, access: rights(r.Access), inherit: r.Inherit})
+	return h, existed, err
+}
+
+// openFile is OpenFile without a handle: the file object is the caller's to publish.
+func (p *Process) openFile(r FileRequest) (f *openFile, existed bool, err error) {
+	path := strings.ReplaceAll(r.Path, `\`, "/")
+	if path == "" || strings.ContainsRune(path, 0) {
+		return nil, false, FileNotFound
+	}
+	open := r.Disposition
+	switch r.Disposition {
+	case CreateAlways:
+		open, r.Access = OpenAlways, r.Access|GenericWrite
+	case TruncateExisting:
+		open = OpenExisting
+	}
+	if r.DeleteOnClose {
+		r.Access |= Delete
+	}
+	file, existed, err := p.machine.files.Open(p, path, r.Access, open)
+	if err != nil {
+		return nil, false, win32(err)
+	}
+	f = newOpenFile(p.machine, file)
+	f.deleteOnClose = r.DeleteOnClose
+	if err := f.begin(r, existed && open != r.Disposition); err != nil {
+		f.dropShare()
+		file.Close()
+		return nil, false, err
+	}
+	return f, existed, nil
+}
+
+// begin checks an opening against the others of its file and makes the file empty, if it is to be.
+func (f *openFile) begin(r FileRequest, anew bool) error {
+	want := rights(r.Access)
+	if f.machine.executing(f.Segment()) {
+		switch {
+		case want&fileWrite != 0:
+			return SharingViolation
+		case r.DeleteOnClose:
+			return AccessDenied // STATUS_CANNOT_DELETE
 		}
 	}
-	f := newOpenFile(p.machine, file)
-	p.machine.publish(f, "")
-	h, err = p.open(handle{object: f, access: rights(access), inherit: inherit})
-	return h, existed, err
+	if err := f.takeShare(want, r.Share); err != nil || !anew {
+		return err
+	}
+	return empty(f)
 }
 
 // empty makes a file empty that is opened anew.
@@ -110,9 +164,20 @@ func resized(err error) error {
 	return win32(err)
 }
 
-// RemoveFile is DeleteFile.
+// RemoveFile is DeleteFile. SharingViolation if an opening does not share it; AccessDenied for a program that runs.
 func (p *Process) RemoveFile(path string) error {
-	return win32(p.machine.files.Remove(p, strings.ReplaceAll(path, `\`, "/")))
+	m, path := p.machine, strings.ReplaceAll(path, `\`, "/")
+	if f, _, err := m.files.Open(p, path, Delete, OpenExisting); err == nil { // what else there is, has no openings
+		err = m.shareable(f.Segment(), fileDelete, ShareAll)
+		if err == nil && m.executing(f.Segment()) {
+			err = AccessDenied // STATUS_CANNOT_DELETE
+		}
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return win32(m.files.Remove(p, path))
 }
 
 // file finds an opened file whose handle has rights. done drops the reference.

@@ -69,7 +69,7 @@ func (m *machine) withFiles(files map[string][]byte) {
 // section makes an image section of a file.
 func (p *Process) section(t *testing.T, path string) Handle {
 	t.Helper()
-	f, _, err := p.OpenFile(path, GenericRead|GenericExecute, OpenExisting, false)
+	f, _, err := p.OpenFile(FileRequest{Path: path, Access: GenericRead | GenericExecute, Share: ShareAll, Disposition: OpenExisting})
 	is(t, "open "+path, err, nil)
 	h, _, err := p.CreateSection(f, uint32(ReadOnly)|SecImage, 0, "", false)
 	is(t, "CreateFileMapping "+path, err, nil)
@@ -272,7 +272,7 @@ func TestImageRefused(t *testing.T) {
 			if path == "/arm.dll" && arch == ARM64 {
 				want = nil
 			}
-			f, _, err := m.OpenFile(path, GenericRead, OpenExisting, false)
+			f, _, err := m.OpenFile(FileRequest{Path: path, Access: GenericRead, Share: ShareAll, Disposition: OpenExisting})
 			is(t, "open", err, nil)
 			_, _, err = m.CreateSection(f, uint32(ReadOnly)|SecImage, 0, "", false)
 			is(t, fmt.Sprintf("%v: %s", arch, path), err, want)

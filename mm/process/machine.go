@@ -25,6 +25,8 @@ type Machine struct {
 	sections map[*Section]struct{} // all that there are
 	// +checklocks:objects
 	lastSection uint64
+	// +checklocks:objects
+	shares map[*mm.Segment]*shareAccess // of files that processes have open
 
 	images sync.Mutex // comes before objects
 	// +checklocks:images
@@ -54,6 +56,7 @@ func NewMachine(sys *mm.System, policy Policy, l Listener) *Machine {
 	return &Machine{
 		sys: sys, shooter: newShooter(sys), policy: policy, listener: l, processes: make(map[uint32]*Process),
 		optIn: make(map[string]bool), optOut: make(map[string]bool), files: noFiles{sys}, names: make(map[string]kernelObject),
+		shares: make(map[*mm.Segment]*shareAccess),
 	}
 }
 

@@ -19,7 +19,8 @@ type kernelObject interface {
 	base() *object
 	// destroy ends the object. It is called once, with no lock held.
 	destroy()
-	// unnamed is called when the name has gone, with no lock held.
+	// closed is called when the last handle has been closed, with no lock held; unnamed when the name has gone with it.
+	closed()
 	unnamed()
 	// grant is the access of a new handle that is made from one with access has and asks for want.
 	grant(has, want uint32) uint32
@@ -33,6 +34,7 @@ type object struct {
 }
 
 func (o *object) base() *object { return o }
+func (o *object) closed()       {}
 func (o *object) unnamed()      {}
 
 // canonical is a name without its prefix: Local\ is the session that all processes are in. Names are case-sensitive.
@@ -89,9 +91,10 @@ func (m *Machine) dereference(o kernelObject, handle bool) {
 	m.objects.Lock()
 	b := o.base()
 	b.refs--
-	unnamed := false
+	closed, unnamed := false, false
 	if handle {
 		b.handles--
+		closed = b.handles == 0
 		// An object that views kept may have got a handle again after its name had gone, and be another's by now.
 		if b.handles == 0 && b.name != "" && m.names[b.name] == o {
 			delete(m.names, b.name)
@@ -100,6 +103,9 @@ func (m *Machine) dereference(o kernelObject, handle bool) {
 	}
 	gone := b.refs == 0
 	m.objects.Unlock()
+	if closed {
+		o.closed()
+	}
 	if unnamed {
 		o.unnamed()
 	}

@@ -80,7 +80,7 @@ func TestNamedFileIsProtected(t *testing.T) {
 	}
 	files := ownedFiles{&memoryFiles{noFiles{sys}, make(map[string]*looseFile)}, stranger}
 	m.SetFiles(files)
-	f, _, err := owner.OpenFile("/f", GenericRead|GenericWrite, OpenAlways, false)
+	f, _, err := owner.OpenFile(FileRequest{Path: "/f", Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenAlways})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestWriteFileTooFar(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := p.OpenFile("/f", GenericRead|GenericWrite, OpenAlways, false)
+	f, _, err := p.OpenFile(FileRequest{Path: "/f", Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenAlways})
 	if err != nil {
 		t.Fatal(err)
 	}

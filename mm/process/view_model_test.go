@@ -140,7 +140,7 @@ func (m *viewModel) handle(t *rapid.T, o *person, s *sharedPages) Handle {
 	if s.file {
 		var existed bool
 		var err error
-		if file, existed, err = o.p.OpenFile("/"+s.name, GenericAll, OpenAlways, false); err != nil {
+		if file, existed, err = o.p.OpenFile(FileRequest{Path: "/" + s.name, Access: GenericAll, Share: ShareAll, Disposition: OpenAlways}); err != nil {
 			t.Fatal(err)
 		}
 		if !existed {

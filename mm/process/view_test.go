@@ -32,7 +32,7 @@ func TestOneCopy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		file, _, err := p.OpenFile("/big", GenericRead|GenericWrite, OpenExisting, false)
+		file, _, err := p.OpenFile(FileRequest{Path: "/big", Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenExisting})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestViewBeyondFile(t *testing.T) {
 	files := &memoryFiles{noFiles{sys}, make(map[string]*looseFile)}
 	m.SetFiles(files)
 	p, _ := m.Start(Image{Arch: X64})
-	file, _, err := p.OpenFile("/f", GenericRead|GenericWrite, CreateNew, false)
+	file, _, err := p.OpenFile(FileRequest{Path: "/f", Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: CreateNew})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestSectionKeepsFile(t *testing.T) {
 	p, _ := m.Start(Image{Arch: X64})
 	closed := 0
 	m.SetFiles(&closing{noFiles{sys}, &closed})
-	file, _, err := p.OpenFile(`\x`, GenericRead|GenericWrite, OpenAlways, false)
+	file, _, err := p.OpenFile(FileRequest{Path: `\x`, Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenAlways})
 	if err != nil {
 		t.Fatal(err)
 	}

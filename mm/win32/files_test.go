@@ -99,6 +99,7 @@ func (f *testFile) Path() string             { return f.path }
 func (f *testFile) Measure() int64           { return f.Size() }
 func (f *testFile) SetSize(size int64) error { return f.Truncate(size) }
 func (f *testFile) Unlink()                  { f.unlink() }
+func (f *testFile) Remove()                  { _ = f.files.Remove(nil, f.path) }
 func (f *testFile) Close()                   { f.settle(func() { f.opened-- }) }
 func (f *testFile) unlink()                  { f.settle(func() { f.linked = false }) }
 

@@ -26,10 +26,13 @@ func init() {
 		"MEM_UNMAP_WITH_TRANSIENT_BOOST": process.UnmapTransientBoost,
 
 		"GENERIC_READ": process.GenericRead, "GENERIC_WRITE": process.GenericWrite, "GENERIC_EXECUTE": process.GenericExecute,
-		"GENERIC_ALL": process.GenericAll, "DELETE": 0x10000, "READ_CONTROL": 0x20000, "STANDARD_RIGHTS_REQUIRED": 0xF0000,
+		"GENERIC_ALL": process.GenericAll, "DELETE": process.Delete, "READ_CONTROL": 0x20000, "STANDARD_RIGHTS_REQUIRED": 0xF0000,
 		"SYNCHRONIZE": 0x100000, "FILE_READ_DATA": 1, "FILE_WRITE_DATA": 2, "FILE_EXECUTE": 0x20,
-		"FILE_SHARE_READ": 1, "FILE_SHARE_WRITE": 2, "FILE_SHARE_DELETE": 4, "FILE_ATTRIBUTE_NORMAL": 0x80,
-		"CREATE_NEW": 1, "CREATE_ALWAYS": 2, "OPEN_EXISTING": 3, "OPEN_ALWAYS": 4, "TRUNCATE_EXISTING": 5,
+		"FILE_SHARE_READ": process.ShareRead, "FILE_SHARE_WRITE": process.ShareWrite, "FILE_SHARE_DELETE": process.ShareDelete,
+		"FILE_ATTRIBUTE_NORMAL": 0x80, "FILE_ATTRIBUTE_TEMPORARY": 0x100, "FILE_FLAG_DELETE_ON_CLOSE": deleteOnClose,
+		"FILE_FLAG_SEQUENTIAL_SCAN": 0x8000000, "FILE_FLAG_RANDOM_ACCESS": 0x10000000, "FILE_FLAG_NO_BUFFERING": 0x20000000,
+		"FILE_FLAG_WRITE_THROUGH": 0x80000000,
+		"CREATE_NEW":              1, "CREATE_ALWAYS": 2, "OPEN_EXISTING": 3, "OPEN_ALWAYS": 4, "TRUNCATE_EXISTING": 5,
 		"FILE_BEGIN": 0, "FILE_CURRENT": 1, "FILE_END": 2,
 
 		"DUPLICATE_CLOSE_SOURCE": process.DuplicateCloseSource, "DUPLICATE_SAME_ACCESS": process.DuplicateSameAccess,
@@ -278,16 +281,25 @@ func (c *Call) imageInformation(i *process.ImageInfo) {
 	c.SetHex("ImageFileSize", uint64(i.FileSize))
 }
 
+// deleteOnClose is FILE_FLAG_DELETE_ON_CLOSE.
+const deleteOnClose = 0x4000000
+
+// createFile opens a file. What is left out shares everything, and opens what is there.
 func createFile(c *Call) error {
-	access, ok := c.Flags("DesiredAccess")
-	if !ok {
-		return process.InvalidParameter
+	f, err := c.flags("DesiredAccess", "ShareMode", "FlagsAndAttributes")
+	if err != nil {
+		return err
 	}
-	d := process.OpenExisting
+	d, share := process.OpenExisting, uint32(process.ShareAll)
+	if c.Given("ShareMode") {
+		share = f[1]
+	}
 	if c.Given("CreationDisposition") {
 		d = process.Disposition(min(c.Number("CreationDisposition"), 1<<31))
 	}
-	h, existed, err := c.Process.OpenFile(c.Text("FileName"), access, d, false)
+	h, existed, err := c.Process.OpenFile(process.FileRequest{
+		Path: c.Text("FileName"), Access: f[0], Share: share, Disposition: d, DeleteOnClose: f[2]&deleteOnClose != 0,
+	})
 	if err != nil {
 		return err
 	}
