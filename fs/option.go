@@ -20,11 +20,12 @@ type option struct {
 	args  string // as help has it; as many words as it takes, those in brackets may be left out
 	help  string
 	image func(i *process.Image, args []string) error   // until the process is used
+	head  bool                                          // the header of the file that it runs says that
 	now   func(p *process.Process, args []string) error // at any time
 }
 
 var options = []option{
-	{name: "arch", args: "x64|x86|arm64", help: "the architecture", image: func(i *process.Image, args []string) error {
+	{name: "arch", args: "x64|x86|arm64", help: "the architecture", head: true, image: func(i *process.Image, args []string) error {
 		a, ok := process.ParseArch(args[0])
 		if !ok {
 			return fmt.Errorf("the architectures are x64, x86 and arm64, not %q", args[0])
@@ -32,11 +33,11 @@ var options = []option{
 		i.Arch = a
 		return nil
 	}},
-	{name: "laa", help: "an x86 program that is large-address-aware: 4 GiB of address space", image: func(i *process.Image, _ []string) error {
+	{name: "laa", help: "an x86 program that is large-address-aware: 4 GiB of address space", head: true, image: func(i *process.Image, _ []string) error {
 		i.LargeAddressAware = true
 		return nil
 	}},
-	{name: "nxcompat", help: "a program that was linked with /NXCOMPAT", image: func(i *process.Image, _ []string) error {
+	{name: "nxcompat", help: "a program that was linked with /NXCOMPAT", head: true, image: func(i *process.Image, _ []string) error {
 		i.NXCompat = true
 		return nil
 	}},
@@ -54,6 +55,11 @@ var options = []option{
 	}},
 	{name: "image", args: "NAME", help: "the program's name, as the opt-in and opt-out lists have it", image: func(i *process.Image, args []string) error {
 		i.Name = strings.Trim(args[0], `"`)
+		return nil
+	}},
+	{name: "exec", args: "PATH", help: "run an executable file of the mount: it is mapped, and its header says all of the above", image: func(i *process.Image, args []string) error {
+		i.Executable = strings.Trim(args[0], `"`)
+		i.Name = process.ProgramName(i.Executable)
 		return nil
 	}},
 	{name: "commit", args: "SIZE|none", help: "the most that it may commit", image: func(i *process.Image, args []string) (err error) {
@@ -118,6 +124,9 @@ func (t *processTable) option(s *simulated, words []string) (reply string, faile
 		}
 		return strings.TrimRight(s.process().Translate(address).String(), "\n"), 0, true
 	}
+	if name == "exec" && len(args) > 1 {
+		args = []string{strings.Join(args, " ")}
+	}
 	for i := range options {
 		if o := &options[i]; o.name == name {
 			reply, failed = t.setOption(s, o, args)
@@ -137,13 +146,18 @@ func (t *processTable) setOption(s *simulated, o *option, args []string) (reply 
 	if o.now != nil {
 		err = o.now(s.process(), args)
 	} else {
-		err = t.change(s, func(i *process.Image) error { return o.image(i, args) })
+		err = t.change(s, func(i *process.Image) error {
+			if o.head && i.Executable != "" {
+				return fmt.Errorf("the header of %s says that", i.Executable)
+			}
+			return o.image(i, args)
+		})
 	}
 	switch e := err.(type) {
 	case nil:
 		return strings.TrimRight("OK "+o.name+"="+strings.Join(args, ","), "="), 0
 	case process.Error:
-		return fmt.Sprintf("ERR %d %v", uint32(e), e), syscall.EINVAL
+		return fmt.Sprintf("ERR %d %v", uint32(e), e), win32.Errno(e)
 	case settled:
 		return fmt.Sprintf("ERR %d %v (%v)", uint32(process.AccessDenied), process.AccessDenied, err), syscall.EACCES
 	}
@@ -172,7 +186,7 @@ func (t *processTable) change(s *simulated, f func(*process.Image) error) error 
 	}
 	low, high, flags := old.process.WorkingSetSize()
 	priority := old.process.PagePriority()
-	r, err := t.launch(s, image)
+	r, err := t.launch(s, image, old.process)
 	if err != nil {
 		return err
 	}

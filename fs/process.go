@@ -175,10 +175,15 @@ func (t *processTable) start(name string, owner fuse.Owner) (*simulated, fuse.St
 
 // startImage gives a folder its process. EEXIST, EAGAIN if there are too many, ENOSPC without memory for it.
 func (t *processTable) startImage(s *simulated, image process.Image) (*simulated, fuse.Status) {
-	r, err := t.launch(s, image)
+	r, err := t.launch(s, image, nil)
 	if err != nil {
 		return nil, enospc // its records do not fit
 	}
+	return t.settle(s, r)
+}
+
+// settle gives a folder a process that has been launched.
+func (t *processTable) settle(s *simulated, r *running) (*simulated, fuse.Status) {
 	s.born = time.Now()
 	s.run.Store(r)
 	if st := t.enter(s); !st.Ok() {
@@ -188,9 +193,13 @@ func (t *processTable) startImage(s *simulated, image process.Image) (*simulated
 	return s, fuse.OK
 }
 
-// launch starts a process for a folder.
-func (t *processTable) launch(s *simulated, image process.Image) (*running, error) {
-	p, err := t.machine.Start(image)
+// launch starts a process for a folder; one that runs a file, which by opens.
+func (t *processTable) launch(s *simulated, image process.Image, by *process.Process) (*running, error) {
+	start := t.machine.Start
+	if image.Executable != "" {
+		start = func(i process.Image) (*process.Process, error) { return t.machine.StartProgram(by, i) }
+	}
+	p, err := start(image)
 	if err != nil {
 		return nil, err
 	}
@@ -198,9 +207,44 @@ func (t *processTable) launch(s *simulated, image process.Image) (*running, erro
 		t.machine.End(p)
 		return nil, err
 	}
-	return &running{process: p, session: win32.NewSession(t.machine, p, func(other string) (*process.Process, error) {
-		return t.peer(other, s, image)
+	return &running{process: p, session: win32.NewSession(t.machine, p, func(other, program string) (*process.Process, error) {
+		if program != "" {
+			return t.program(other, program, s)
+		}
+		return t.peer(other, s, p.Image())
 	})}, nil
+}
+
+// program starts a process that runs a file, in a folder of a name, or if that is taken, of the caller's name and this one.
+// AlreadyExists.
+func (t *processTable) program(name, path string, caller *simulated) (*process.Process, error) {
+	image := process.Image{Name: process.ProgramName(path), Executable: path}
+	for _, folder := range childFolders(name, caller) {
+		if _, ok := parseImage(folder, t.arch()); !ok {
+			return nil, process.InvalidParameter
+		}
+		if t.find(folder) != nil {
+			continue
+		}
+		child := &simulated{name: folder, owner: caller.owner, parent: caller}
+		r, err := t.launch(child, image, caller.process())
+		if err != nil {
+			return nil, err
+		}
+		if _, st := t.settle(child, r); st.Ok() {
+			return child.use().process, nil
+		} else if st != eexist {
+			return nil, syscall.Errno(st)
+		}
+	}
+	return nil, process.AlreadyExists
+}
+
+// childFolders are the folders that a process may have which a line of another names.
+func childFolders(name string, caller *simulated) []string {
+	bare, _, _ := strings.Cut(caller.name, "@")
+	bare = bare[:min(len(bare), max(0, maxProcessName-1-len(name)))]
+	return []string{name, bare + "." + name}
 }
 
 // enter puts a process into the table.
@@ -225,9 +269,7 @@ func (t *processTable) enter(s *simulated) fuse.Status {
 // mkdir, with or without words behind the name; else it is started, with the caller's architecture and state of DEP. Several may start a P2:
 // each has its own, and who comes second finds it in the folder NAME.P2.
 func (t *processTable) peer(name string, caller *simulated, like process.Image) (*process.Process, error) {
-	bare, _, _ := strings.Cut(caller.name, "@")
-	bare = bare[:min(len(bare), max(0, maxProcessName-1-len(name)))]
-	names := []string{name, bare + "." + name}
+	names := childFolders(name, caller)
 	s := t.known(names, caller)
 	for i := 0; s == nil && i < len(names); i++ {
 		image, ok := parseImage(names[i], like.Arch)
@@ -305,8 +347,11 @@ func (t *processTable) close() {
 func (s *simulated) described() *ctl.Process {
 	p := s.process()
 	d := &ctl.Process{Process: p, Name: s.name, Folder: s.name, Pid: p.ID(), UID: s.owner.Uid}
-	if s.program != nil {
+	switch {
+	case s.program != nil:
 		d.Name, d.Pid = p.Image().Name, s.program.pid
+	case p.Program() != nil:
+		d.Name = p.Image().Name
 	}
 	return d
 }
@@ -347,6 +392,9 @@ func enterPatiently(gate ctl.Gate) bool {
 // such a request out of it.
 const smallWrite = 40
 
+// fileLines are what lines that have to do with files and sections have in them.
+var fileLines = []string{"File", ": ", "CreateProcess", "exec "}
+
 // waits says whether lines may wait for the host, and keep a buffer meanwhile: calls of processes that real programs map, and
 // those that have to do with files and sections.
 func (t *processTable) waits(s *simulated, input []byte) bool {
@@ -354,7 +402,7 @@ func (t *processTable) waits(s *simulated, input []byte) bool {
 		return true
 	}
 	return len(input) > smallWrite &&
-		(s.process().UsesFiles() || bytes.Contains(input, []byte("File")) || bytes.Contains(input, []byte(": ")))
+		(s.process().UsesFiles() || slices.ContainsFunc(fileLines, func(word string) bool { return bytes.Contains(input, []byte(word)) }))
 }
 
 // lines runs the lines of one write. The errno is that of the last line that was one.

@@ -42,6 +42,11 @@ func processStatus(p *Process) *Doc {
 	d.Field("Pid", "pid", Count(uint64(p.Pid)))
 	d.Field("Uid", "uid", Count(uint64(p.UID)))
 	d.Field("Arch", "arch", Word(p.Image().Arch.String()))
+	if run := p.Program(); run != nil {
+		d.Field("Image", "image", Word(run.Path))
+		d.Field("ImageBase", "image_base", Hex(run.Base))
+		d.Field("EntryPoint", "entry_point", Hex(run.Entry))
+	}
 	d.Field("DEP", "dep", Word(p.DEP()))
 	if code := p.ExitStatus(); code != 0 {
 		d.Field("ExitStatus", "exit_status", Hex(uint64(code))) // it has terminated itself, and waits for rmdir

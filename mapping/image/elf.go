@@ -98,8 +98,12 @@ func openELF(f *file) (*Image, error) {
 			interpreted = true
 		}
 	}
-	im.DLL = kind == elf.ET_DYN && !interpreted
 	if kind == elf.ET_DYN {
+		tags, err := c.dynamic(f, programs)
+		if err != nil {
+			return nil, err
+		}
+		im.DLL = !interpreted && tags[elf.DT_FLAGS_1]&uint64(elf.DF_1_PIE) == 0 // a static program has no interpreter either
 		if im.fixups, err = c.relocations(im, f, programs, machine, low); err != nil {
 			return nil, err
 		}

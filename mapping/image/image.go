@@ -121,6 +121,8 @@ type Image struct {
 	Subsystem    uint16
 	StackReserve uint64 // of the first thread; 0 = the system's default
 	StackCommit  uint64
+	HeapReserve  uint64 // of its default heap; 0 = the system's default
+	HeapCommit   uint64
 
 	DLL               bool // a library: no process starts with it
 	NXCompat          bool // IMAGE_DLLCHARACTERISTICS_NX_COMPAT

@@ -49,6 +49,7 @@ type optionalHeader struct {
 	sectionAlign, fileAlign, sizeImage, sizeHeader uint32
 	subsystem, characteristics                     uint16
 	stackReserve, stackCommit                      uint64
+	heapReserve, heapCommit                        uint64
 	relocRVA, relocSize                            uint32
 }
 
@@ -89,6 +90,7 @@ func openPE(f *file) (*Image, error) {
 	}
 	im.Base, im.Entry = h.base, uint64(h.entry)
 	im.Subsystem, im.StackReserve, im.StackCommit = h.subsystem, h.stackReserve, h.stackCommit
+	im.HeapReserve, im.HeapCommit = h.heapReserve, h.heapCommit
 	im.DLL = characteristics&fileDLL != 0
 	im.LargeAddressAware = characteristics&fileLargeAddressAware != 0
 	im.NXCompat = h.characteristics&dllNXCompat != 0
@@ -155,10 +157,12 @@ func (im *Image) optional(b []byte) (h optionalHeader, err error) {
 		im.Bits = 32
 		h.base = uint64(le.Uint32(b[28:]))
 		h.stackReserve, h.stackCommit = uint64(le.Uint32(b[72:])), uint64(le.Uint32(b[76:]))
+		h.heapReserve, h.heapCommit = uint64(le.Uint32(b[80:])), uint64(le.Uint32(b[84:]))
 	case magic == magic64 && (im.Machine == AMD64 || im.Machine == ARM64):
 		im.Bits, dirs = 64, optionalSize64
 		h.base = le.Uint64(b[24:])
 		h.stackReserve, h.stackCommit = le.Uint64(b[72:]), le.Uint64(b[80:])
+		h.heapReserve, h.heapCommit = le.Uint64(b[88:]), le.Uint64(b[96:])
 	case magic != magic32 && magic != magic64:
 		return h, refuse(StatusInvalidImageFormat, "the optional header's magic is 0x%x", magic)
 	default:

@@ -111,14 +111,14 @@ func layOut(f *openFile) (*image.Image, [sha256.Size]byte, error) {
 
 // openImage finds or makes the control area of an executable file, with a reference for a section. BadExeFormat;
 // SharingViolation: it is being written all the time.
-func (p *Process) openImage(f *openFile) (*controlArea, error) {
+func (m *Machine) openImage(f *openFile) (*controlArea, error) {
 	im, header, err := layOut(f)
 	// Nothing keeps a program from writing the file meanwhile. What is read twice in a row has been in it together.
 	const patience = 8
 	for tries := 0; ; tries++ {
 		if err == nil {
-			if a := p.machine.areaWith(f.Segment(), header); a != nil {
-				return p.mappableArea(a)
+			if a := m.areaWith(f.Segment(), header); a != nil {
+				return a, nil
 			}
 		}
 		again, now, errNow := layOut(f)
@@ -133,20 +133,7 @@ func (p *Process) openImage(f *openFile) (*controlArea, error) {
 	if err != nil {
 		return nil, imageError(err)
 	}
-	a, err := p.machine.areaOf(f, im, header)
-	if err != nil {
-		return nil, err
-	}
-	return p.mappableArea(a)
-}
-
-// mappableArea gives a control area back that is not for the process's architecture. BadExeFormat.
-func (p *Process) mappableArea(a *controlArea) (*controlArea, error) {
-	if !mappable(p.image.Arch, a.layout.Machine) {
-		a.release()
-		return nil, BadExeFormat
-	}
-	return a, nil
+	return m.areaOf(f, im, header)
 }
 
 // areaWith finds the control area of a file with a layout, with a reference; nil if there is none.

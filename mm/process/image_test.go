@@ -330,7 +330,7 @@ func TestImageRewritten(t *testing.T) {
 		is(t, "write", l.seg.Store(0, one), nil)
 		reads := after
 		f := newOpenFile(m.Machine, restless{opened{l, "/x.dll"}, &reads, two})
-		a, err := m.openImage(f)
+		a, err := m.Machine.openImage(f)
 		is(t, fmt.Sprintf("open, rewritten after %d reads", after), err, nil)
 		want := (image.Read | image.Execute).Protection()
 		if a.layout.Base == 0x2_8000_0000 {

@@ -28,13 +28,19 @@ type Image struct {
 	Arch Arch
 	// LargeAddressAware gives an x86 process 4 GiB instead of 2.
 	LargeAddressAware bool
-	NXCompat          bool // linked with /NXCOMPAT
-	System            bool // a binary of the system: DEP is on under OptIn
-	LockMemory        bool // holds SeLockMemoryPrivilege
-	DEPFixed          bool // its DEP state was set at creation and cannot change
-	DEP               InitialDEP
-	Limits            Limits
+	// Below2GiB is a 64-bit program that is not large-address-aware.
+	Below2GiB  bool
+	NXCompat   bool // linked with /NXCOMPAT
+	System     bool // a binary of the system: DEP is on under OptIn
+	LockMemory bool // holds SeLockMemoryPrivilege
+	DEPFixed   bool // its DEP state was set at creation and cannot change
+	DEP        InitialDEP
+	Limits     Limits
 
+	// Executable is the path of the file that it runs, for StartProgram; empty = none.
+	Executable string
+	// StackReserve and StackCommit are a thread's that does not say, in bytes; 0 = 1 MiB, 4 KiB.
+	StackReserve, StackCommit uint64
 	// HeapReserve and HeapCommit are the default heap's, in bytes (SizeOfHeapReserve, SizeOfHeapCommit); 0 = 1 MiB, 4 KiB.
 	HeapReserve, HeapCommit uint64
 	// GlobalFlags are the checks of heaps that gflags sets; package heap has them.
@@ -93,7 +99,8 @@ type Process struct {
 	handles handleTable
 	heaps   processHeaps
 
-	exit       atomic.Uint32          // what Terminate said
+	exit       atomic.Uint32 // what Terminate said
+	program    atomic.Pointer[Program]
 	window     atomic.Pointer[Window] // nil until the host may map the address space
 	lastError  atomic.Uint32
 	violations atomic.Uint64 // of DEP
@@ -158,7 +165,7 @@ func highest(i Image) uint64 {
 	switch {
 	case i.Arch == X86 && i.LargeAddressAware:
 		return 0xFFFEFFFF
-	case i.Arch == X86:
+	case i.Arch == X86, i.Below2GiB:
 		return 0x7FFEFFFF
 	}
 	return 0x7FFFFFFEFFFF

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"memfs/mapping/image"
 	"memfs/mm"
 )
 
@@ -369,7 +370,7 @@ func (p *Process) overFile(s *Section, file Handle, size uint64) error {
 		return AccessDenied
 	}
 	if s.attributes&SecImage != 0 {
-		err = p.imageOf(s, f, size)
+		err = p.machine.imageOf(s, f, size, func(i *image.Image) bool { return mappable(p.image.Arch, i.Machine) })
 	} else {
 		err = p.dataOf(s, f, size)
 	}
@@ -407,11 +408,15 @@ func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
 // shares says that writers of the memory write what others see.
 func (p Protection) shares() bool { return p&(ReadWrite|ExecuteReadWrite) != 0 }
 
-// imageOf makes a section of an executable file. NotEnoughMemory if it is to be larger than the image.
-func (p *Process) imageOf(s *Section, f *openFile, size uint64) error {
-	a, err := p.openImage(f)
+// imageOf makes a section of an executable file that fits. BadExeFormat; NotEnoughMemory if it is to be larger than the image.
+func (m *Machine) imageOf(s *Section, f *openFile, size uint64, fits func(*image.Image) bool) error {
+	a, err := m.openImage(f)
 	if err != nil {
 		return err
+	}
+	if !fits(a.layout) {
+		a.release()
+		return BadExeFormat
 	}
 	if size > a.layout.Size {
 		a.release()

@@ -10,27 +10,41 @@ type Thread struct {
 	Top    uint64 // first address above it
 }
 
-const (
-	defaultStack  = 0x100000
-	initialCommit = PageSize
-)
+const defaultStack = 0x100000
 
-// NewThread makes a thread with a stack of size bytes reserved (0 = 1 MiB) and one page committed above a guard page.
-// Errors as Alloc.
-func (p *Process) NewThread(size uint64) (Thread, error) {
-	if size == 0 {
-		size = defaultStack
+// stackSize is what a stack reserves and commits at first, its guard page not counted: the program's sizes where size is 0.
+// What commits more than it reserves gets whole MiB (RtlCreateUserStack).
+func (i *Image) stackSize(size uint64) (reserve, commit uint64) {
+	reserve, commit = size, i.StackCommit
+	if reserve == 0 {
+		reserve = i.StackReserve
 	}
-	size = (size + Granularity - 1) &^ (Granularity - 1)
+	if reserve == 0 {
+		reserve = defaultStack
+	}
+	commit = max(commit+PageSize-1, PageSize) &^ (PageSize - 1)
+	if commit+PageSize >= reserve {
+		reserve = (commit + PageSize + 1<<20 - 1) &^ (1<<20 - 1)
+	}
+	return (reserve + Granularity - 1) &^ (Granularity - 1), commit
+}
+
+// NewThread makes a thread with a stack of size bytes reserved (0 = the program's, or 1 MiB) and the program's commit, or one
+// page, above a guard page. Errors as Alloc; NotEnoughMemory if no address space is so large.
+func (p *Process) NewThread(size uint64) (Thread, error) {
+	if max(size, p.image.StackReserve, p.image.StackCommit) > p.high {
+		return Thread{}, NotEnoughMemory
+	}
+	size, commit := p.image.stackSize(size)
 	bottom, err := p.Alloc(0, size, MemReserve, ReadWrite)
 	if err != nil {
 		return Thread{}, err
 	}
 	top := bottom + size
-	if _, err := p.Alloc(top-initialCommit-PageSize, PageSize, MemCommit, ReadWrite|Guard); err != nil {
+	if _, err := p.Alloc(top-commit-PageSize, PageSize, MemCommit, ReadWrite|Guard); err != nil {
 		return Thread{}, p.undo(bottom, err)
 	}
-	if _, err := p.Alloc(top-initialCommit, initialCommit, MemCommit, ReadWrite); err != nil {
+	if _, err := p.Alloc(top-commit, commit, MemCommit, ReadWrite); err != nil {
 		return Thread{}, p.undo(bottom, err)
 	}
 	p.mu.Lock()

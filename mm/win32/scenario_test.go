@@ -66,7 +66,11 @@ func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
 	if !ok {
 		t.Fatalf("no architecture %q", s.Tags["arch"])
 	}
-	start := func(string) (*process.Process, error) {
+	var first *process.Process
+	start := func(_, program string) (*process.Process, error) {
+		if program != "" {
+			return m.StartProgram(first, process.Image{Executable: program})
+		}
 		p, err := m.Start(process.Image{Arch: arch})
 		if dep := s.Tags["dep"]; err == nil && dep != "" && arch == process.X86 {
 			err = p.SetExecuteFlags(dep != "off", dep == "on-noatl", false)
@@ -80,10 +84,11 @@ func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
 			t.Fatalf("tag %s=%s is not understood", k, v)
 		}
 	}
-	p, err := start("")
+	p, err := start("", "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	first = p
 	session := NewSession(m, p, start)
 	if _, ok := s.Tags["lfh-primed"]; ok {
 		for i := range 18 {

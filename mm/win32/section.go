@@ -1,6 +1,7 @@
 package win32
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -102,8 +103,8 @@ func init() {
 		Row{Name: "SetHandleInformation", Params: "Object Mask Flags", Do: setHandleInformation,
 			Help: "HANDLE_FLAG_INHERIT: child processes get the handle"},
 		Row{Name: "GetHandleInformation", Params: "Object", Do: getHandleInformation, Help: "the handle's flags"},
-		Row{Name: "CreateProcess", Params: "Name=string InheritHandles?", Do: createProcess,
-			Help: "start a process; with handles it has the caller's variables too"},
+		Row{Name: "CreateProcess", Params: "Name=string InheritHandles? ApplicationName=string?", Do: createProcess,
+			Help: "start a process, of a name or of a file \"\\dir\\app.exe\"; with handles it has the caller's variables too"},
 	)
 }
 
@@ -400,19 +401,23 @@ func getHandleInformation(c *Call) error {
 	return c.done(err)
 }
 
-// createProcess starts a process by name. One that inherits handles knows them by the names of the caller's variables, as if
-// it had been told on its command line.
+// createProcess starts a process by name, or one that runs a file: the name is then the file's, unless both are given. One that
+// inherits handles knows them by the names of the caller's variables, as if it had been told on its command line.
 func createProcess(c *Call) error {
-	name := c.Text("Name")
-	if !isName(name) {
-		return syntaxf("a name is wanted, such as \"P2\"")
+	name, program := c.Text("Name"), c.Text("ApplicationName")
+	var child *peer
+	var err error
+	switch {
+	case isName(name):
+		child, err = c.Session.start(name, program)
+	case name == "" && program == "":
+		return syntaxf("a name is wanted, such as \"P2\", or a file of the mount")
+	default:
+		if program == "" {
+			program = name
+		}
+		name, child, err = c.Session.startFile(program)
 	}
-	if p, err := c.Session.known(name); err != nil {
-		return err
-	} else if p != nil {
-		return process.AlreadyExists
-	}
-	child, err := c.Session.peer(name)
 	if err != nil {
 		return err
 	}
@@ -427,5 +432,42 @@ func createProcess(c *Call) error {
 		c.Session.mu.Unlock()
 	}
 	c.SetHex("ProcessId", uint64(child.process.ID()))
+	if run := child.process.Program(); run != nil {
+		c.Set("Name", name)
+		c.SetHex("ImageBaseAddress", run.Base)
+		c.SetHex("TransferAddress", run.Entry)
+	}
 	return c.done(nil)
+}
+
+// startFile starts a process that is called like its file, with a number behind the name if there is one already.
+func (s *Session) startFile(program string) (name string, child *peer, err error) {
+	base := peerName(process.ProgramName(program))
+	for n := 1; n <= maxPeers; n++ {
+		if name = base; n > 1 {
+			name = fmt.Sprintf("%s%d", base, n)
+		}
+		if child, err = s.start(name, program); !errors.Is(err, process.AlreadyExists) {
+			break
+		}
+	}
+	return name, child, err
+}
+
+// peerName is the name of a file, without its extension, as one that lines can begin with.
+func peerName(file string) string {
+	const most = 48
+	if i := strings.LastIndexByte(file, '.'); i > 0 {
+		file = file[:i]
+	}
+	name := strings.Map(func(r rune) rune {
+		if r < 0x80 && (r == '_' || r >= '0' && r <= '9' || isName(string(r))) {
+			return r
+		}
+		return '_'
+	}, file)
+	if !isName(name) {
+		name = "_" + name
+	}
+	return name[:min(len(name), most)]
 }

@@ -30,7 +30,7 @@ import (
 type Session struct {
 	Machine *process.Machine
 
-	spawn func(name string) (*process.Process, error) // nil = there are no others
+	spawn Spawn // nil = there are no others
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -44,9 +44,13 @@ type peer struct {
 	values    map[any]any
 }
 
+// Spawn finds or makes a process by name. If program is not empty it makes one, which runs the file at that path:
+// AlreadyExists if there is one of that name.
+type Spawn func(name, program string) (*process.Process, error)
+
 // NewSession makes a session in which p is the process that lines without a name mean. spawn makes the others at the first
 // use of their name; nil = there are none.
-func NewSession(m *process.Machine, p *process.Process, spawn func(name string) (*process.Process, error)) *Session {
+func NewSession(m *process.Machine, p *process.Process, spawn Spawn) *Session {
 	s := &Session{Machine: m, peers: make(map[string]*peer), spawn: spawn}
 	s.peers[""] = newPeer(p)
 	return s
@@ -64,10 +68,15 @@ func (s *Session) peer(name string) (*peer, error) {
 	if p, err := s.known(name); p != nil || err != nil {
 		return p, err
 	}
-	p, err := s.spawn(name)
+	p, err := s.spawn(name, "")
 	if err != nil {
 		return nil, err
 	}
+	return s.enter(name, p), nil
+}
+
+// enter makes a process a peer. If two lines came at once it is ended, and the other one's is the peer.
+func (s *Session) enter(name string, p *process.Process) *peer {
 	s.mu.Lock()
 	other := s.peers[name]
 	if other == nil {
@@ -76,9 +85,27 @@ func (s *Session) peer(name string) (*peer, error) {
 	}
 	s.mu.Unlock()
 	if other.process != p {
-		s.Machine.End(p) // two lines came at once
+		s.Machine.End(p)
 	}
-	return other, nil
+	return other
+}
+
+// start makes a new process, which runs a program if that is not empty. AlreadyExists.
+func (s *Session) start(name, program string) (*peer, error) {
+	switch p, err := s.known(name); {
+	case err != nil:
+		return nil, err
+	case p != nil, name == "SELF", name == "P1":
+		return nil, process.AlreadyExists
+	}
+	p, err := s.spawn(name, program)
+	if err != nil {
+		return nil, err
+	}
+	if c := s.enter(name, p); c.process == p {
+		return c, nil
+	}
+	return nil, process.AlreadyExists
 }
 
 // known is peer for a process that there is; nil if one can be made. One that has ended is forgotten.
@@ -216,7 +243,9 @@ func (c *Call) fields() string {
 	return b.String()
 }
 
-// errno is the nearest errno of a Win32 error.
+// Errno is the nearest errno of a Win32 error.
+func Errno(e process.Error) syscall.Errno { return errno(e) }
+
 func errno(e process.Error) syscall.Errno {
 	switch e {
 	case process.Success:

@@ -31,7 +31,7 @@ func newSession(t testing.TB, i process.Image) *Session {
 			t.Error(err)
 		}
 	})
-	return NewSession(m, p, func(string) (*process.Process, error) { return m.Start(i) })
+	return NewSession(m, p, func(string, string) (*process.Process, error) { return m.Start(i) })
 }
 
 // TestReplies holds the exact text of replies, which programs read.

@@ -37,7 +37,8 @@ type PE struct {
 	SectionAlign, FileAlign     uint32
 	SizeImage, SizeHeaders      uint32
 	Characteristics, DLLChars   uint16
-	StackReserve                uint64
+	StackReserve, StackCommit   uint64 // of StackReserve 0: 0x100000
+	HeapReserve, HeapCommit     uint64
 	Sections                    []Section
 	RelocRVA, RelocSize         uint32
 	Optional                    uint16 // SizeOfOptionalHeader
@@ -132,11 +133,15 @@ func (p PE) Bytes() []byte {
 	if machine == x86 {
 		le.PutUint16(o, 0x10b)
 		le.PutUint32(o[28:], uint32(base))
-		le.PutUint32(o[72:], uint32(or(p.StackReserve, 0x100000)))
+		for i, n := range []uint64{or(p.StackReserve, 0x100000), p.StackCommit, p.HeapReserve, p.HeapCommit} {
+			le.PutUint32(o[72+4*i:], uint32(n))
+		}
 	} else {
 		le.PutUint16(o, 0x20b)
 		le.PutUint64(o[24:], base)
-		le.PutUint64(o[72:], or(p.StackReserve, 0x100000))
+		for i, n := range []uint64{or(p.StackReserve, 0x100000), p.StackCommit, p.HeapReserve, p.HeapCommit} {
+			le.PutUint64(o[72+8*i:], n)
+		}
 	}
 	le.PutUint32(o[dirs-4:], 16)
 	le.PutUint32(o[dirs+5*8:], p.RelocRVA)
@@ -168,7 +173,8 @@ func RelocBlock(page uint32, entries ...uint16) []byte {
 }
 
 // Options are those of the line that makes a PE file in a dialogue: va= chars= data= imagesize= rawsize=, and what a linker
-// can be told besides: machine= base= dllchars=. Flags are joined by |.
+// can be told besides: machine= base= dllchars= filechars= entry= stackreserve= stackcommit= heapreserve= heapcommit=. Flags are
+// joined by |. Without filechars it is a DLL.
 type Options struct {
 	pe PE
 	s  Section
@@ -214,6 +220,18 @@ func (o *Options) Set(name, value string) error {
 		o.pe.Base = total
 	case "dllchars":
 		o.pe.DLLChars = uint16(total)
+	case "filechars":
+		o.pe.Characteristics = uint16(total)
+	case "entry":
+		o.pe.Entry = uint32(total)
+	case "stackreserve":
+		o.pe.StackReserve = total
+	case "stackcommit":
+		o.pe.StackCommit = total
+	case "heapreserve":
+		o.pe.HeapReserve = total
+	case "heapcommit":
+		o.pe.HeapCommit = total
 	default:
 		return fmt.Errorf("%s is not understood", name)
 	}
