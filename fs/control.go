@@ -501,7 +501,7 @@ func (n *controlNode) rule() string {
 		name = strings.TrimPrefix(ctl.PerDir[n.row].Name, ":")
 	}
 	switch name {
-	case ctl.RuleProtection, ctl.RulePriority, ctl.RulePin:
+	case ctl.RuleProtection, ctl.RulePriority, ctl.RulePin, ctl.RuleWorkingSet:
 		return name
 	}
 	return ""

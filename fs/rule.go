@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"math"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,9 @@ var ruleParts = []rulePart{
 		func(r *mm.Rule, v string) { r.Priority = v[0] - '0' }},
 	{ctl.RulePin, "0", isSwitch, func(r *mm.Rule, v string) { r.Pinned = v == "1" }},
 	{ctl.RuleNoSwap, "0", isSwitch, func(r *mm.Rule, v string) { r.NoSwap = v == "1" }},
+	{ctl.RuleWorkingSet, "0",
+		func(v string) bool { n, err := ctl.ParseSize(v); return err == nil && n >= 0 },
+		func(r *mm.Rule, v string) { r.MaxResident = pagesOf(v) }},
 	{ctl.RuleProtection, defaultProtection.String(),
 		func(v string) bool { _, ok := parseProtection(v); return ok },
 		func(*mm.Rule, string) {}}, // of the file, not of its pages: see protection.go
@@ -39,6 +43,12 @@ var ruleParts = []rulePart{
 
 // xattr is the attribute that says the part.
 func (p *rulePart) xattr() string { return rulePrefix + p.name }
+
+// pagesOf is a valid number of bytes in pages, as far as they can be counted.
+func pagesOf(v string) uint32 {
+	n, _ := ctl.ParseSize(v)
+	return uint32(min((uint64(n)+mm.PageSize-1)>>mm.PageShift, math.MaxUint32))
+}
 
 func isSwitch(v string) bool { return v == "0" || v == "1" }
 
@@ -89,6 +99,9 @@ func (n *node) setRule(part *rulePart, c xattrChange) (read uint64, err error) {
 			return 0, err
 		}
 	}
+	if err := n.ruleWith(part, string(c.value)).Check(); err != nil {
+		return 0, err
+	}
 	old, had, st := n.xattr(c.name)
 	if !st.Ok() {
 		return 0, syscall.Errno(st)
@@ -105,6 +118,13 @@ func (n *node) setRule(part *rulePart, c xattrChange) (read uint64, err error) {
 		_ = n.dropXattr(c.name)
 	}
 	return read, err
+}
+
+// ruleWith is the rule with one part of it changed.
+func (n *node) ruleWith(part *rulePart, value string) mm.Rule {
+	r := n.rule()
+	part.apply(&r, value)
+	return r
 }
 
 // xattr copies a value.
@@ -158,6 +178,8 @@ func (n *node) ruleText(name string) string {
 	switch name {
 	case ctl.RulePriority:
 		return strconv.Itoa(int(r.Priority))
+	case ctl.RuleWorkingSet:
+		return strconv.FormatUint(uint64(r.MaxResident)*mm.PageSize, 10)
 	case ctl.RulePin:
 		if r.Pinned {
 			return "1"

@@ -2,9 +2,12 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -166,4 +169,85 @@ func TestDiscard(t *testing.T) {
 	}
 	run(t, m.dir, "sh", "-c", "echo discard > .proc/files/file/ctl")
 	wantFile(t, m.path("file"), make([]byte, 8<<20))
+}
+
+// TestFileWorkingSet: a file with a working-set limit has no more of its pages in memory, or in the kernel's cache, than that,
+// while nobody wants the memory; other files keep theirs. The limit is inherited, copied, and refused where it makes no sense.
+func TestFileWorkingSet(t *testing.T) {
+	m := mountMemfs(t, options{memory: "64M", pageFile: "256M"})
+	const size, limit = 12 << 20, 2 << 20
+	must(t, writeContent(m.path("other"), 1, 4<<20))
+	must(t, os.Mkdir(m.path("logs"), 0o755))
+	run(t, m.dir, "sh", "-c", "echo 2M > .proc/files/logs/:workingset")
+	must(t, os.Mkdir(m.path("logs/sub"), 0o755))
+	must(t, writeContent(m.path("logs/sub/big"), 2, size))
+	if got := m.info(t, "logs/sub/big", "WorkingSetMax"); got != "512" {
+		t.Fatalf("a file made below has a limit of %s pages", got)
+	}
+	if got := run(t, m.dir, "getfattr", "--only-values", "-n", "user.memfs.workingset", "logs/sub/big"); got != "2M" {
+		t.Errorf("user.memfs.workingset is %q", got)
+	}
+	if got := string(mustRead(t, m.path(".proc/files/logs/sub/big/workingset"))); got != "2097152\n" {
+		t.Errorf("workingset: %q", got)
+	}
+	number := func(file, label string) int {
+		n, err := strconv.Atoi(m.info(t, file, label))
+		must(t, err)
+		return n
+	}
+	inMemory := func(file string) int {
+		return number(file, "Active") + number(file, "Standby") + number(file, "Modified")
+	}
+	bounded := func(file string) {
+		t.Helper()
+		if !within(20*time.Second, func() bool { return inMemory(file) <= limit/4096 && number(file, "HostCached") <= limit/4096 }) {
+			t.Errorf("%s: %d pages in memory, %d in the host", file, inMemory(file), number(file, "HostCached"))
+		}
+	}
+	bounded("logs/sub/big")
+	for range 2 {
+		wantContent(t, m.path("logs/sub/big"), 2, size)
+		bounded("logs/sub/big")
+	}
+	m.check()
+	if got := inMemory("other"); got != 1024 {
+		t.Errorf("of another file %d pages are in memory, want all 1024", got)
+	}
+	if m.vmstat().get(t, "pages_limited") < (size-limit)/4096 {
+		t.Error("pages_limited does not count them")
+	}
+	// A command brings what is there down at once, and says by how much.
+	for file, command := range map[string]string{"other": "workingset 1M", "logs/sub/big": "workingset 0"} {
+		reply := m.fileCtl(file, command)
+		var trimmed, evicted int
+		if _, err := fmt.Sscanf(reply, "OK trimmed=%d evicted=%d", &trimmed, &evicted); err != nil || file == "other" && trimmed+evicted == 0 {
+			t.Errorf("%s: %q", command, reply)
+		}
+	}
+	bounded("other")
+	wantContent(t, m.path("other"), 1, 4<<20)
+	wantContent(t, m.path("logs/sub/big"), 2, size)
+	if got := inMemory("logs/sub/big"); got != size/4096 {
+		t.Errorf("without a limit %d pages are in memory", got)
+	}
+	run(t, m.dir, "cp", "-a", "other", "copy")
+	if got := m.info(t, "copy", "WorkingSetMax"); got != "256" {
+		t.Errorf("a copy by cp -a has a limit of %s pages", got)
+	}
+	wantErrno(t, "a limit of a page", unix.Setxattr(m.path("other"), "user.memfs.workingset", []byte("4096"), 0), unix.EINVAL)
+	wantErrno(t, "a limit that is no size", unix.Setxattr(m.path("other"), "user.memfs.workingset", []byte("much"), 0), unix.EINVAL)
+	wantErrno(t, "pinning with a limit", os.WriteFile(m.path(".proc/files/other/pin"), []byte("1\n"), 0), unix.EINVAL)
+	refused := func(command string) string {
+		wantErrno(t, command, echo(m.path(".proc/files/other/ctl"), command), unix.EINVAL)
+		return string(readFile(t, m.path(".proc/files/other/ctl")))
+	}
+	if reply := refused("pin"); !strings.Contains(reply, "lift the limit (workingset 0)") {
+		t.Errorf("pinning with a limit: %q", reply)
+	}
+	if reply := refused("workingset 100K"); !strings.Contains(reply, "256K or more would do") {
+		t.Errorf("a limit below a view: %q", reply)
+	}
+	if got := m.info(t, "other", "WorkingSetMax") + m.info(t, "other", "Pinned"); got != "256no" {
+		t.Errorf("after refusals: %s", got)
+	}
 }

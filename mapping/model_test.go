@@ -457,8 +457,17 @@ func runModel(t *rapid.T, c config) {
 			if c.frames >= 1000 { // else a file's pages may take all frames, and no daemon makes room
 				r.Pinned, r.NoSwap = rapid.Bool().Draw(t, "pinned"), rapid.Bool().Draw(t, "noswap")
 			}
+			if !r.Pinned && !r.NoSwap {
+				r.MaxResident = rapid.SampledFrom([]uint32{0, 0, mm.LeastResident, 100}).Draw(t, "working-set limit")
+			}
 			if _, err := hosts[file.Draw(t, "file")].section.SetRule(r); err != nil {
 				t.Fatalf("rule %+v: %v", r, err)
+			}
+		},
+		"bound": func(t *rapid.T) {
+			g := hosts[file.Draw(t, "file")].section.Segment()
+			if _, _, err := g.Bound(); err != nil {
+				t.Fatalf("bound: %v", err)
 			}
 		},
 		"seek": func(t *rapid.T) {

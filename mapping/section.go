@@ -300,6 +300,9 @@ func (s *Section) Rule() mm.Rule { return s.seg.Rule() }
 // errors are mm.Segment.SetRule's.
 func (s *Section) SetRule(r mm.Rule) (read uint64, err error) { return s.seg.SetRule(r) }
 
+// Bound has what is too much by the rule's working-set limit leave memory at once. The errors are mm.Segment.Bound's.
+func (s *Section) Bound() (trimmed, evicted uint64, err error) { return s.seg.Bound() }
+
 // Faults is how often the section's pages faulted.
 func (s *Section) Faults() mm.FaultCounts { return s.seg.Faults() }
 

@@ -18,6 +18,7 @@ func (s *System) balanceLoop(t *thread) {
 			s.pfn.Unlock()
 			s.pressure.average(time.Now())
 			s.giveBackSlots()
+			s.wakeForLimits()
 		}
 		s.balance()
 		if s.overLimit() {

@@ -14,7 +14,7 @@ import (
 //   - a valid page of a file is in a mapped view, of the host's or of a process's;
 //   - each PTE of a process that maps a file's page finds it valid, and is counted there;
 //   - a locked page of a process is valid and held, and each working set is counted right;
-//   - the host's pages and the queue of views are counted right;
+//   - the host's pages and the queue of views are counted right, and what files with a limit have;
 //   - every used slot belongs to exactly one page, or to I/O under way;
 //   - what words and records hold adds up to the attached commit, and that to no more than is charged; files hold no
 //     more than they may.
@@ -24,7 +24,7 @@ func (s *System) Check() []error {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
 	c := checking{errs: s.pfn.Check(), resident: make(map[uint32]uint64), shares: make(map[pfn.Frame]uint32),
-		sharers: make(map[uint64]uint64)}
+		sharers: make(map[uint64]uint64), limited: make(map[uint32]*fileLimit)}
 	for _, f := range s.files.all() {
 		c.owned[f.index] = make([]uint64, (f.max+63)/64)
 	}
@@ -34,6 +34,7 @@ func (s *System) Check() []error {
 	s.checkBooks(&c)
 	s.checkSpaces(&c)
 	s.checkCombined(&c)
+	s.checkLimits(&c)
 	return c.errs
 }
 
@@ -45,11 +46,12 @@ type checking struct {
 	committed uint64
 	hostPages uint64
 	mapped    uint64
-	resident  map[uint32]uint64    // pages in working sets of private segments, by segment
-	shares    map[pfn.Frame]uint32 // PTEs of processes that map a file's page, by frame
-	sharers   map[uint64]uint64    // PTEs that name a combined page, by its number
-	named     uint64               // such PTEs
-	locked    uint64               // pages locked in private segments
+	resident  map[uint32]uint64     // pages in working sets of private segments, by segment
+	shares    map[pfn.Frame]uint32  // PTEs of processes that map a file's page, by frame
+	sharers   map[uint64]uint64     // PTEs that name a combined page, by its number
+	named     uint64                // such PTEs
+	limited   map[uint32]*fileLimit // what files with a limit have, by segment
+	locked    uint64                // pages locked in private segments
 }
 
 // pageName names a page in a finding.
@@ -80,7 +82,10 @@ func (s *System) checkLeaves(c *checking) {
 		if l.flags&leafMapped != 0 {
 			c.mapped++
 		}
-		if l.host != 0 && l.flags == 0 {
+		if l.flags&leafLimited != 0 {
+			s.checkLimited(c, l)
+		}
+		if l.host != 0 && l.flags&^leafLimited == 0 {
 			c.bad("leaf %d: host pages but in no view", id)
 		}
 		var live int

@@ -45,7 +45,7 @@ func (s *System) Snapshot() Snapshot {
 			ViewsMapped: n.viewsMapped.Load(), ViewsTrimmed: n.viewsTrimmed.Load(),
 			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
 			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
-			Repurposed: c.Repurposed, PagesStolen: c.Stolen, PagesEmptied: c.Emptied, ZeroedPages: n.zeroedPages.Load(),
+			Repurposed: c.Repurposed, PagesStolen: c.Stolen, PagesEmptied: c.Emptied, PagesLimited: c.Limited, ZeroedPages: n.zeroedPages.Load(),
 			PagesCombined: n.pagesCombined.Load(), PagesLost: n.pagesLost.Load(),
 			PagesCompressed: n.pagesCompressed.Load(), PagesMigrated: n.pagesMigrated.Load(),
 			ChecksumErrors: n.checksumErrors.Load(), ReadErrors: n.readErrors.Load(), WriteErrors: n.writeErrors.Load(),

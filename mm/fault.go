@@ -514,8 +514,8 @@ func (r *reading) fetch(host bool) error {
 	return nil
 }
 
-// Prefetch reads the paged pages among first..last back into frames, as far as frames are free, and leaves them on
-// Standby. It returns how many pages it brought in.
+// Prefetch reads the paged pages among first..last back into frames, as far as frames are free and the file's working-set
+// limit goes, and leaves them on Standby. It returns how many pages it brought in.
 func (g *Segment) Prefetch(first, last uint64) (uint64, error) {
 	var n uint64
 	for {
@@ -523,6 +523,9 @@ func (g *Segment) Prefetch(first, last uint64) (uint64, error) {
 		key, id := g.nextLeaf(first >> viewShift)
 		g.mu.Unlock()
 		if id == 0 || key > last>>viewShift {
+			return n, nil
+		}
+		if g.atLimit() {
 			return n, nil
 		}
 		lo, hi := max(first, key<<viewShift), min(last, key<<viewShift+ViewPages-1)

@@ -34,9 +34,10 @@ type leaf struct {
 	prev uint32
 	// words names the array in the slab of its class. Changes with the segment's lock and the PFN lock held.
 	words uint32
-	class uint8 // 0 = no words yet
-	live  uint8 // words that are not zero
-	flags uint8 // PFN lock
+	class uint8  // 0 = no words yet
+	live  uint8  // words that are not zero
+	flags uint8  // PFN lock
+	stamp uint32 // of a view on the queue: the higher, the later it was mapped; PFN lock
 }
 
 const (
@@ -44,6 +45,7 @@ const (
 	leafTrimming             // off the queue, the trimmer has it
 	leafCombined             // of the combined pages' segment; immutable
 	leafPrivate              // of a process's private memory, which no view maps (space.go); immutable
+	leafLimited              // of a file with a working-set limit, and counted there (filelimit.go)
 )
 
 // classWords is how many words a class has.
@@ -82,13 +84,14 @@ type records struct {
 	w64      *offheap.Slab[words64]
 
 	workingSets map[uint32]*workingSet // of private segments; PFN lock
+	limits      map[uint32]*fileLimit  // of files that have one; PFN lock
 }
 
 // newRecords makes slabs that together can grow to a little over limit bytes each; the record charge is what bounds
 // them in truth.
 func newRecords(limit uint64) (*records, error) {
 	n := func(size uintptr) uint32 { return uint32(min(max(limit/uint64(size), 1024), math.MaxUint32-1)) }
-	r := &records{workingSets: make(map[uint32]*workingSet)}
+	r := &records{workingSets: make(map[uint32]*workingSet), limits: make(map[uint32]*fileLimit)}
 	var err error
 	if r.leaves, err = offheap.NewSlab[leaf](n(unsafe.Sizeof(leaf{}))); err != nil {
 		return nil, err
@@ -146,8 +149,8 @@ func (r *records) set(l *leaf, i uint, w pte) {
 	case *p != 0 && w == 0:
 		l.live--
 	}
-	if l.flags&leafPrivate != 0 {
-		r.count(l.seg, *p, w)
+	if l.flags&(leafPrivate|leafLimited) != 0 {
+		r.count(l, *p, w)
 	}
 	*p = w
 }
@@ -320,6 +323,9 @@ func (g *Segment) insertLeaf(key uint64) (uint32, error) {
 	if g.combined {
 		l.flags = leafCombined
 	}
+	if g.limited {
+		l.flags |= leafLimited
+	}
 	g.sys.pfn.Unlock()
 	g.leaves++
 	return id, nil
@@ -348,7 +354,7 @@ func (g *Segment) dropLeafIfEmpty(key uint64) {
 	r := g.sys.rec
 	l := r.leaves.At(id)
 	g.sys.pfn.Lock()
-	empty := l.live == 0 && l.host == 0 && l.flags&^(leafPrivate|leafCombined) == 0
+	empty := l.live == 0 && l.host == 0 && l.flags&(leafMapped|leafTrimming) == 0
 	class, words := l.class, l.words
 	if empty {
 		l.seg = 0

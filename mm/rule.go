@@ -16,6 +16,24 @@ type Rule struct {
 	Pinned bool
 	// NoSwap pages stay in memory, as on a tmpfs mounted with noswap.
 	NoSwap bool
+	// MaxResident is how many pages may be in memory, and how many of them in the host's cache: the file's working-set limit
+	// (filelimit.go). 0 is no limit, and else it is LeastResident or more. (16 TiB are as good as none.)
+	MaxResident uint32
+}
+
+// Check refuses what is no rule: StatusInvalidParameter.
+func (r Rule) Check() error {
+	switch {
+	case r.Priority >= pfn.Priorities:
+		return StatusInvalidParameter
+	case r.MaxResident > 0 && r.MaxResident < LeastResident:
+		return refuse(StatusInvalidParameter, "a working-set limit of %s is too low: %s or more would do, or 0 for none",
+			exactly(uint64(r.MaxResident)*PageSize), size(LeastResident*PageSize))
+	case r.MaxResident > 0 && r.resident():
+		return refuse(StatusInvalidParameter, "pages that are pinned, or not to be swapped, cannot have a working-set limit: unpin or "+
+			"swap first, or lift the limit (workingset 0)")
+	}
+	return nil
 }
 
 // DefaultRule is what segments have that nobody gave another.
@@ -125,8 +143,8 @@ func (g *Segment) Rule() Rule {
 // first. It returns how many were. StatusWorkingSetQuota if there is no room for them in memory, StatusInPageError if one
 // cannot be read; the rule is as before then. It waits for store I/O: no lock may be held.
 func (g *Segment) SetRule(r Rule) (read uint64, err error) {
-	if r.Priority >= pfn.Priorities {
-		return 0, StatusInvalidParameter
+	if err := r.Check(); err != nil {
+		return 0, err
 	}
 	old, err := g.exchangeRule(r, true)
 	if err != nil {
@@ -135,8 +153,11 @@ func (g *Segment) SetRule(r Rule) (read uint64, err error) {
 	if read, err = g.applyRule(r); err != nil {
 		_, _ = g.exchangeRule(old, false)
 		_, _ = g.applyRule(old)
+		return read, err
 	}
-	return read, err
+	g.setLimit(uint64(r.MaxResident))
+	g.sys.wakeForLimits()
+	return read, nil
 }
 
 // exchangeRule makes r the rule for what comes, and books the pages that there are.

@@ -28,6 +28,10 @@ type Segment struct {
 	// +checklocks:mu
 	deleted bool
 	// +checklocks:mu
+	limited bool // its leaves are marked as of a file with a working-set limit
+	// +checklocks:mu
+	launder uint8 // trims that still have the host write back first
+	// +checklocks:mu
 	leaves uint64
 	// +checklocks:mu
 	pages uint64 // committed
@@ -35,8 +39,6 @@ type Segment struct {
 	io []*pageIO
 	// +checklocks:mu
 	ahead readAhead
-	// +checklocks:mu
-	launder uint8 // trims that still have the host write back first
 	// +checklocks:mu
 	rule Rule
 	// +checklocks:mu
@@ -220,6 +222,7 @@ func (g *Segment) Delete() {
 	g.Punch(0, MaxSize>>PageShift)
 	g.sys.pfn.Lock()
 	delete(g.sys.lost, g.id)
+	delete(g.sys.rec.limits, g.id)
 	g.sys.pfn.Unlock()
 	g.retire()
 }

@@ -92,6 +92,7 @@ type Counters struct {
 	Repurposed       [8]uint64 // Standby pages taken for another use, by priority
 	PagesStolen      uint64    // clean pages of the working set whose frames were taken, Standby having none
 	PagesEmptied     uint64    // Standby pages that a command took
+	PagesLimited     uint64    // Standby pages that left because their file had as many in memory as it may
 	ZeroedPages      uint64    // by the zero-page thread
 	PagesCompressed  uint64    // pages stored in compressed memory
 	PagesLost        uint64    // offered pages whose frames were taken: zeros from then on

@@ -338,9 +338,15 @@ func (g *Segment) demandZero(id uint32, l *leaf, i uint) ([]byte, pfn.Frame) {
 	return b, f
 }
 
-// count keeps the number of valid words of a private segment when a word changes.
-func (r *records) count(seg uint32, was, is pte) {
-	n := r.workingSets[seg]
+// count keeps the numbers of valid words of a private segment, and of frames of a limited file, when a word changes.
+func (r *records) count(l *leaf, was, is pte) {
+	if l.flags&leafLimited != 0 {
+		if n := r.limits[l.seg]; n != nil {
+			n.count(was, is)
+		}
+		return
+	}
+	n := r.workingSets[l.seg]
 	switch before, after := was.inWorkingSet(), is.inWorkingSet(); {
 	case !before && after:
 		n.now++

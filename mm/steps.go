@@ -23,18 +23,21 @@ func (s *System) balance() {
 }
 
 // TrimStep is what the trimmer does when it is woken: refused ranges leave the host, processes give pages if frames are
-// short, and the system cache's working set gives its oldest views until it is within its limits. It returns the pages that
+// short, files give what is too much by their own limits, and the system cache's working set gives its oldest views until it is within its limits. It returns the pages that
 // left.
 func (s *System) TrimStep() (moved uint64) {
 	s.forgetRefused()
 	moved = s.balanceSpaces()
+	own, _ := s.trimOwn(0, s.stopping.Load)
 	pages, _ := s.trimToLimits(false, s.stopping.Load) // an error is the host's trouble
-	return moved + pages
+	return moved + own + pages
 }
 
 // WriteStep is what the modified page writer does when it is woken: as long as pages are due, for their number, for want of
-// frames or for their age, a cluster. It returns the pages that it wrote.
+// frames or for their age, a cluster; pages that are too much by the limits of their files leave memory. It returns the pages
+// that it wrote.
 func (s *System) WriteStep() (written uint64, err error) {
+	s.evictOver()
 	for {
 		age, due := s.writeDue()
 		if !due {

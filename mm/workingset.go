@@ -26,6 +26,7 @@ type systemCache struct {
 	views   uint64
 	head    uint32 // oldest view
 	tail    uint32
+	stamp   uint32 // of the view that was mapped last
 
 	crowded atomic.Bool // a hint: far was true when last looked at. For requests, which look without the PFN lock
 }
@@ -77,7 +78,7 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 		return
 	}
 	c := &s.cache
-	c.pages += uint64(bits.OnesCount64(mask &^ l.host))
+	s.countHost(l, bits.OnesCount64(mask&^l.host))
 	l.host |= mask
 	if l.flags&(leafMapped|leafTrimming) == 0 {
 		s.enqueue(id, l)
@@ -89,7 +90,20 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 			c.crowded.Store(true)
 		}
 	}
+	s.wakeFor(s.limitOf(l))
 }
+
+// countHost notes that the host may hold n more pages of a view, or fewer. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) countHost(l *leaf, n int) {
+	s.cache.pages += uint64(n)
+	if f := s.limitOf(l); f != nil {
+		f.host += uint64(n)
+	}
+}
+
+// hostCount is how many pages of a view the host may hold.
+func hostCount(l *leaf) uint64 { return uint64(bits.OnesCount64(l.host)) }
 
 // unmapHost notes that the host has dropped the pages of mask. The PFN lock is held.
 // +checklocks:s.pfn.mu
@@ -97,7 +111,7 @@ func (s *System) unmapHost(id uint32, l *leaf, mask uint64) {
 	if l.flags&leafPrivate != 0 {
 		return
 	}
-	s.cache.pages -= uint64(bits.OnesCount64(mask & l.host))
+	s.countHost(l, -bits.OnesCount64(mask&l.host))
 	l.host &^= mask
 	if l.host == 0 && l.flags&leafMapped != 0 {
 		s.dequeue(id, l)
@@ -117,6 +131,9 @@ func (s *System) enqueue(id uint32, l *leaf) {
 	}
 	c.tail = id
 	c.views++
+	c.stamp++
+	l.stamp = c.stamp
+	s.viewMapped(id, l)
 }
 
 // dequeue takes a view off the queue. The PFN lock is held.
@@ -136,6 +153,7 @@ func (s *System) dequeue(id uint32, l *leaf) {
 	}
 	l.prev, l.next = 0, 0
 	c.views--
+	s.viewUnmapped(l)
 }
 
 // trimPages takes the pages of mask that are valid, and in no other working set, out of this one: to Standby, or to Modified
@@ -221,9 +239,9 @@ func (s *System) unmap(g *Segment, views []trimming, launder bool) (moved uint64
 	for i := range views {
 		l := s.rec.leaves.At(views[i].leaf)
 		views[i].mask = l.host
-		n := uint64(bits.OnesCount64(l.host))
-		s.cache.pages -= n
-		s.cache.leaving += n
+		n := bits.OnesCount64(l.host)
+		s.countHost(l, -n)
+		s.cache.leaving += uint64(n)
 		l.host = 0
 	}
 	s.pfn.Unlock()
@@ -241,7 +259,7 @@ func (s *System) unmap(g *Segment, views []trimming, launder bool) (moved uint64
 		s.cache.leaving -= uint64(bits.OnesCount64(v.mask))
 		if err != nil && !g.deleted {
 			// The host may still have them.
-			s.cache.pages += uint64(bits.OnesCount64(v.mask &^ l.host))
+			s.countHost(l, bits.OnesCount64(v.mask&^l.host))
 			l.host |= v.mask
 		}
 		moved += s.trimPages(l, v.mask&^l.host)
@@ -249,6 +267,7 @@ func (s *System) unmap(g *Segment, views []trimming, launder bool) (moved uint64
 		if l.host != 0 {
 			s.enqueue(v.leaf, l)
 		}
+		s.wakeFor(s.limitOf(l))
 	}
 	s.pfn.Unlock()
 	if returned > len(views)*dirtyPages {
@@ -378,7 +397,11 @@ func (s *System) trimLoop(t *thread) {
 		}
 		s.forgetRefused()
 		s.balanceSpaces()
-		if _, err := s.trimToLimits(false, t.stopped); err != nil {
+		_, err := s.trimOwn(0, t.stopped)
+		if err == nil {
+			_, err = s.trimToLimits(false, t.stopped)
+		}
+		if err != nil {
 			time.Sleep(10 * time.Millisecond) // the host is in trouble, or going away
 		}
 	}

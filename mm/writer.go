@@ -32,6 +32,7 @@ func (s *System) writeLoop(t *thread) {
 		case <-t.wake:
 		case <-tick.C:
 		}
+		s.evictOver()
 		for !t.stopped() {
 			age, due := s.writeDue()
 			if !due {

@@ -100,6 +100,7 @@ type File interface {
 	Offer(priority uint8) (uint64, error)
 	Reclaim() mm.Offered
 	Rule() mm.Rule
+	Bound() (trimmed, evicted uint64, err error) // to the rule's working-set limit, at once
 	Faults() mm.FaultCounts
 	RecordFaults(most int) error // begins a recording
 	StopFaults() uint64          // ends it, and says how much it has

@@ -131,7 +131,11 @@ func (f *fakeFile) Discard(off, n int64) error {
 	f.calls = append(f.calls, fmt.Sprintf("Discard %d %d", off, n))
 	return f.err
 }
-func (f *fakeFile) Rule() mm.Rule { return mm.Rule{Priority: 3, NoSwap: true} }
+func (f *fakeFile) Rule() mm.Rule { return mm.Rule{Priority: 3, NoSwap: true, MaxResident: 1024} }
+func (f *fakeFile) Bound() (trimmed, evicted uint64, err error) {
+	f.calls = append(f.calls, "Bound")
+	return 40, 30, f.err
+}
 func (f *fakeFile) RecordFaults(most int) error {
 	f.calls = append(f.calls, fmt.Sprintf("RecordFaults(%d)", most))
 	return f.err

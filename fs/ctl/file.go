@@ -18,6 +18,8 @@ var PerFile = []Entry[*RegularFile]{
 		Render: func(f *RegularFile) *Doc { return priorityDoc(f.Rule()) }},
 	{Name: RulePin, Perm: 0644, Help: "1 while it is pinned, else 0; takes them",
 		Render: func(f *RegularFile) *Doc { return pinDoc(f.Rule()) }},
+	{Name: RuleWorkingSet, Perm: 0644, Help: "shows and takes how many bytes of it may be in memory; 0 is no limit",
+		Render: func(f *RegularFile) *Doc { return workingSetDoc(f.Rule()) }},
 	{Name: "faults", Perm: 0444, Help: "the faults that were recorded, in order; cat it to a ctl to replay it", Render: faultList, Residency: true},
 	{Name: "views", Perm: 0444, Help: "the sections over it, and the views of processes onto them", Render: fileViews, Residency: true},
 	{Name: "ctl", Perm: 0600, Help: "takes the file's commands, a line each; write help for the list"},
@@ -33,6 +35,8 @@ var PerDir = []Entry[*Directory]{
 		Render: func(d *Directory) *Doc { return priorityDoc(d.Rule) }},
 	{Name: ":" + RulePin, Perm: 0644, Help: "1 if they are pinned, else 0; takes them",
 		Render: func(d *Directory) *Doc { return pinDoc(d.Rule) }},
+	{Name: ":" + RuleWorkingSet, Perm: 0644, Help: "the same of their working-set limit; each file has one of its own",
+		Render: func(d *Directory) *Doc { return workingSetDoc(d.Rule) }},
 	{Name: ":ctl", Perm: 0600, Help: "takes a file's commands, for all files below"},
 }
 
@@ -59,6 +63,12 @@ func priorityDoc(r mm.Rule) *Doc {
 func pinDoc(r mm.Rule) *Doc {
 	d := new(Doc)
 	d.Field("", RulePin, Flag(r.Pinned))
+	return d
+}
+
+func workingSetDoc(r mm.Rule) *Doc {
+	d := new(Doc)
+	d.Field("", RuleWorkingSet+"_bytes", ByteCount(uint64(r.MaxResident)*mm.PageSize))
 	return d
 }
 
@@ -103,6 +113,7 @@ func ruleFields(d *Doc, r mm.Rule) {
 	d.Field("Priority", "priority", Count(uint64(r.Priority)))
 	d.Field("Pinned", "pinned", Flag(r.Pinned))
 	d.Field("NoSwap", "noswap", Flag(r.NoSwap))
+	d.Field("WorkingSetMax", "working_set_max_pages", Pages(uint64(r.MaxResident))) // 0 is no limit
 }
 
 func dirInfo(dir *Directory) *Doc {

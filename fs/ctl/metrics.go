@@ -106,6 +106,7 @@ func metrics(m *Mount) *Doc {
 	e.sample("", Count(repurposed), label{"reason", "repurposed"})
 	e.sample("", Count(c.PagesStolen), label{"reason", "stolen"})
 	e.sample("", Count(c.PagesEmptied), label{"reason", "emptied"})
+	e.sample("", Count(c.PagesLimited), label{"reason", "limited"})
 	e.sample("", Count(c.DirectWrites), label{"reason", "unplaced"})
 	e.one("trimmed_pages_total", "counter", "Pages that left a working set.", Count(c.PagesTrimmed))
 	e.one("freed_pages_total", "counter", "Frames given back by truncate, punch and delete.", Count(c.PagesFreed))

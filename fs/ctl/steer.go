@@ -11,8 +11,8 @@ import (
 
 // Steered is a file or a directory whose rule can be set. What is made in a directory inherits the directory's.
 type Steered interface {
-	// SetRule sets one part of the rule, named as its extended attribute is: priority, pin, noswap or protection. It returns
-	// how many pages had to be read back for it.
+	// SetRule sets one part of the rule, named as its extended attribute is: priority, pin, noswap, workingset or protection.
+	// It returns how many pages had to be read back for it.
 	SetRule(name, value string) (read uint64, err error)
 }
 
@@ -21,6 +21,8 @@ const (
 	RulePriority = "priority" // 0 to 7; 5 is what pages have that nobody set
 	RulePin      = "pin"      // 1 is yes, 0 is no
 	RuleNoSwap   = "noswap"   // the same
+	// RuleWorkingSet is how much of a file may be in memory: a number of bytes, 0 for as much as there is room for.
+	RuleWorkingSet = "workingset"
 	// RuleProtection is a PAGE_ constant; PAGE_EXECUTE_READWRITE is what files have that nobody protected.
 	RuleProtection = "protection"
 )
@@ -34,6 +36,8 @@ func ruleVerbs() []Verb[*Target] {
 		{Words: "noswap", Run: rule(RuleNoSwap, "1"),
 			Help: "keep the pages in memory: never in a page file; half of memory at most"},
 		{Words: "swap", Run: rule(RuleNoSwap, "0"), Help: "undo noswap"},
+		{Words: "workingset", Text: "SIZE", Launders: true, Run: setWorkingSet,
+			Help: "keep SIZE of each file in memory at most, and as much in the host: its own oldest pages leave first; 0 is no limit"},
 		{Words: "protect", Text: "PAGE_…", Launders: true, Run: setProtection,
 			Help: "bound what may be done with the contents: PAGE_NOACCESS, PAGE_READONLY, … PAGE_EXECUTE_READWRITE"},
 		{Words: "priority", Digit: pfn.Priorities, Run: setPriority,
@@ -43,6 +47,25 @@ func ruleVerbs() []Verb[*Target] {
 
 func setPriority(t *Target, a Args) ([]Tally, error) {
 	return rule(RulePriority, strconv.Itoa(a.Number))(t, a)
+}
+
+func setWorkingSet(t *Target, a Args) ([]Tally, error) {
+	n, err := parseSize(a.Text)
+	if a.Text == "default" {
+		n, err = 0, nil
+	}
+	if err != nil {
+		return nil, invalid("workingset: %s is not a number of bytes below 8 EiB: write it as 16M or 65536, or 0 for no limit", quote(a.Text))
+	}
+	if _, err := rule(RuleWorkingSet, strconv.FormatInt(n, 10))(t, a); err != nil {
+		return nil, err
+	}
+	return t.each([]Tally{{Name: "trimmed"}, {Name: "evicted"}}, func(f File, moved []Tally) error {
+		trimmed, evicted, err := f.Bound()
+		moved[0].N += trimmed
+		moved[1].N += evicted
+		return err
+	})
 }
 
 func setProtection(t *Target, a Args) ([]Tally, error) {

@@ -179,6 +179,7 @@ func vmstat(m *Mount) *Doc {
 	line("pages_freed", c.PagesFreed)
 	line("pages_stolen", c.PagesStolen)
 	line("pages_emptied", c.PagesEmptied)
+	line("pages_limited", c.PagesLimited)
 	line("pages_zeroed", c.ZeroedPages)
 	line("laundered", c.Laundered)
 	line("invalidations", c.Invalidations)

@@ -614,7 +614,7 @@ func (d *Database) Info(f Frame) Info {
 type Counts struct {
 	Zeroed, Free, Modified, ModifiedNoWrite, Transition, Active, Bad, Records, Retired uint64
 	Standby, Repurposed                                                                [Priorities]uint64
-	Stolen, Emptied                                                                    uint64 // pages that left so
+	Stolen, Emptied, Limited                                                           uint64 // pages that left so
 }
 
 // Counts copies the lengths of the lists.
@@ -623,7 +623,7 @@ func (d *Database) Counts() Counts {
 	c := Counts{
 		Zeroed: d.zeroed.count, Free: d.free.count, Modified: d.modified.count, ModifiedNoWrite: d.noWrite.count,
 		Transition: d.transition, Active: d.active, Bad: d.bad.count, Records: d.records.count, Retired: d.retired,
-		Repurposed: d.repurposed, Stolen: d.departed[Stolen], Emptied: d.departed[Emptied],
+		Repurposed: d.repurposed, Stolen: d.departed[Stolen], Emptied: d.departed[Emptied], Limited: d.departed[Limited],
 	}
 	for i := range d.standby {
 		c.Standby[i] = d.standby[i].count

@@ -74,10 +74,11 @@ const (
 	Stolen               // its clean Active frame was: Standby had none left
 	Emptied              // a command emptied its standby list
 	Unplaced             // it never had one: none was left when it was stored, and it went straight to its store
+	Limited              // its file had as many pages in memory as it may
 	numDepartures
 )
 
-var departureNames = [numDepartures]string{"Unknown", "Repurposed", "Stolen", "Emptied", "Unplaced"}
+var departureNames = [numDepartures]string{"Unknown", "Repurposed", "Stolen", "Emptied", "Unplaced", "Limited"}
 
 func (d Departure) String() string {
 	if d < numDepartures {
