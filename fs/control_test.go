@@ -660,6 +660,7 @@ func (l *slowLaunderer) WriteBack(node uint64, off, n int64) error {
 	return nil
 }
 func (l *slowLaunderer) Truncate(node uint64, size int64) error { return nil }
+func (l *slowLaunderer) Extend(node uint64, size int64) error   { return nil }
 func (l *slowLaunderer) Close() error                           { return nil }
 
 // TestControlBusy: readers and commands that wait for the host are bounded, and nobody else waits with them.

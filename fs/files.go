@@ -68,6 +68,14 @@ func (f *processFile) SetSize(size int64) error {
 	return f.resize(size)
 }
 
+// Extend makes the file at least size bytes long.
+func (f *processFile) Extend(size int64) error {
+	if st := f.mayChange(false); !st.Ok() {
+		return process.AccessDenied
+	}
+	return f.grow(size)
+}
+
 // Unlink takes the section's name away.
 func (f *processFile) Unlink() {
 	if f.made != "" {
@@ -119,37 +127,72 @@ func (n *node) unhold() {
 // resize sets the size of a file on behalf of a process, by way of the host kernel, which owns it while it caches the
 // inode. What a file grows by is promised to it: a process has no way to be told later that there is no space.
 func (n *node) resize(size int64) error {
-	if old := n.section.Size(); size > old {
-		if err := n.fs.withSpace(func() error { return n.section.Allocate(old, size-old, true) }); err != nil {
-			return err
-		}
+	if err := n.promise(size); err != nil {
+		return err
 	}
+	done, err := n.byHost(func(l Launderer) error { return l.Truncate(n.id, size) })
+	if done {
+		return err
+	}
+	if err := n.section.Truncate(size); err != nil { // the host learns of it when it forgets the file
+		return err
+	}
+	n.resized()
+	return nil
+}
+
+// grow makes a file at least size bytes long in the same way. What programs do to the size at the same time is kept.
+func (n *node) grow(size int64) error {
+	if err := n.promise(size); err != nil || size == 0 {
+		return err
+	}
+	done, err := n.byHost(func(l Launderer) error { return l.Extend(n.id, size) })
+	if done {
+		return err
+	}
+	if err := n.section.Allocate(size-1, 1, false); err != nil {
+		return err
+	}
+	n.resized()
+	return nil
+}
+
+// promise commits the space that a file would have more.
+func (n *node) promise(size int64) error {
+	old := n.section.Size()
+	if size <= old {
+		return nil
+	}
+	return n.fs.withSpace(func() error { return n.section.Allocate(old, size-old, true) })
+}
+
+// byHost has the launderer change the size of a file; done is false if it cannot.
+func (n *node) byHost(change func(Launderer) error) (done bool, _ error) {
 	const patience, step = 5 * time.Second, 2 * time.Millisecond
 	for deadline := time.Now().Add(patience); ; time.Sleep(step) {
 		l := n.fs.launderer.Load()
 		if l == nil {
-			break
+			return false, nil
 		}
-		err := (*l).Truncate(n.id, size)
-		switch {
+		switch err := change(*l); {
 		case err == nil:
-			return nil
-		case errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline):
-			continue // the last ones are still being closed
+			return true, nil
+		case errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline): // the last ones are still being closed
 		case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EFBIG):
-			return mm.StatusCommitmentLimit
+			return true, mm.StatusCommitmentLimit
+		default:
+			return false, nil
 		}
-		break // nobody to do it: the host learns of it when it forgets the file
 	}
-	if err := n.section.Truncate(size); err != nil {
-		return err
-	}
+}
+
+// resized tells the host kernel that a file has another size. It believes that only of a file that it does not cache.
+func (n *node) resized() {
 	n.changed()
 	if n.fs.server != nil {
 		_ = n.Invalidate(0, -1)
 	}
 	n.forgetAttributes()
-	return nil
 }
 
 // nameChanged has the host kernel forget what it knows of a name in a directory, which was made or removed behind its back.
@@ -508,6 +551,7 @@ func (s *unnamedSection) Path() string         { return "" }
 func (s *unnamedSection) Size() int64          { return s.size }
 func (s *unnamedSection) Measure() int64       { return s.size }
 func (s *unnamedSection) SetSize(int64) error  { return process.AccessDenied }
+func (s *unnamedSection) Extend(int64) error   { return process.AccessDenied }
 func (s *unnamedSection) Unlink()              {}
 func (s *unnamedSection) Remove()              {}
 func (s *unnamedSection) Close()               { s.seg.Delete() }

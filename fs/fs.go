@@ -122,6 +122,8 @@ type Launderer interface {
 	WriteBack(node uint64, off, n int64) error
 	// Truncate sets the size of a file as ftruncate(2) does, by way of the host kernel, which owns the sizes of files.
 	Truncate(node uint64, size int64) error
+	// Extend makes a file at least size bytes long, likewise. It never makes one shorter, whatever its size is at the moment.
+	Extend(node uint64, size int64) error
 	// Close ends the child. A second call does nothing.
 	Close() error
 }

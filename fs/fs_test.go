@@ -831,6 +831,7 @@ func (l *waitingLaunderer) WriteBack(node uint64, off, n int64) error {
 }
 
 func (l *waitingLaunderer) Truncate(node uint64, size int64) error { return l.answer }
+func (l *waitingLaunderer) Extend(node uint64, size int64) error   { return l.answer }
 
 func (l *waitingLaunderer) Close() error {
 	l.closed = true

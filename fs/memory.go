@@ -60,13 +60,8 @@ func (c *controlTree) readMemory(h *controlHandle, in *fuse.ReadIn, buf []byte) 
 	w := c.window(&h.node)
 	buf = buf[:min(uint64(len(buf)), memorySize-in.Offset)]
 	if in.ReadFlags&fuse.READ_LOCKOWNER != 0 {
-		leave, st := c.enterMemory(h, in.Offset, uint64(len(buf)), false)
-		if !st.Ok() {
-			return nil, st
-		}
-		defer leave()
-		n, err := w.ReadDirect(in.Offset, buf)
-		return fuse.ReadResultData(buf[:n]), memoryErrno(err)
+		n, st := c.direct(false, func(views bool) (int, error) { return w.ReadDirect(in.Offset, buf, views) })
+		return fuse.ReadResultData(buf[:n]), st
 	}
 	raising := &h.node.proc.raises
 	page := in.Offset >> 12
@@ -93,26 +88,24 @@ func (c *controlTree) writeMemory(h *controlHandle, in *fuse.WriteIn, data []byt
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		return uint32(len(data)), memoryErrno(w.WriteBack(in.Offset, data))
 	}
-	leave, st := c.enterMemory(h, in.Offset, uint64(len(data)), len(data) > smallWrite)
-	if !st.Ok() {
-		return 0, st
-	}
-	defer leave()
-	n, err := w.WriteDirect(in.Offset, data)
-	return uint32(n), memoryErrno(err)
+	n, st := c.direct(len(data) > smallWrite, func(views bool) (int, error) { return w.WriteDirect(in.Offset, data, views) })
+	return uint32(n), st
 }
 
-// enterMemory lets a read(2) or write(2) of memory in: what lies in views of files waits for the host, as a call in ctl does,
-// and passes the same gate. EBUSY; at once for a write that keeps one of the buffers that the host's own WRITEs need.
-func (c *controlTree) enterMemory(h *controlHandle, addr, size uint64, large bool) (leave func(), st fuse.Status) {
-	gate := c.env.Gate
-	switch {
-	case !h.node.proc.process().ShowsSection(addr, size):
-		return func() {}, fuse.OK
-	case large && !gate.TryEnter(), !large && !enterPatiently(gate):
-		return nil, fuse.EBUSY
+// direct is a read(2) or write(2) of memory. What lies in views of files waits for the host, as a call in ctl does, and passes
+// the same gate: it is only then let at views. EBUSY; at once for a write that keeps one of the buffers that the host's own WRITEs
+// need (large).
+func (c *controlTree) direct(large bool, access func(views bool) (int, error)) (int, fuse.Status) {
+	n, err := access(false)
+	if errors.Is(err, process.ErrView) {
+		gate := c.env.Gate
+		if large && !gate.TryEnter() || !large && !enterPatiently(gate) {
+			return 0, fuse.EBUSY
+		}
+		defer gate.Leave()
+		n, err = access(true)
 	}
-	return gate.Leave, fuse.OK
+	return n, memoryErrno(err)
 }
 
 // memoryErrno is EFAULT for everything that a process is not allowed, EIO if its page cannot be had.
@@ -125,6 +118,8 @@ func memoryErrno(err error) fuse.Status {
 		return fuse.EIO
 	case errors.As(err, &e), errors.Is(err, process.NoAccessError), errors.Is(err, process.AccessDenied):
 		return fuse.Status(syscall.EFAULT)
+	case errors.Is(err, process.Busy):
+		return fuse.EBUSY
 	}
 	return fuse.EIO
 }

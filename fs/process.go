@@ -367,14 +367,31 @@ func (t *processTable) list() (list []*ctl.Process) {
 // execute runs the lines of one write. If they may wait for the host to send and drop pages, only so many may run at once.
 // Others wait a moment, holding no more than their request, before they are told EBUSY.
 func (t *processTable) execute(s *simulated, input []byte, gate ctl.Gate) (replies []byte, failed syscall.Errno, st fuse.Status) {
-	if t.waits(s, input) {
-		if !enterPatiently(gate) {
-			return nil, 0, fuse.EBUSY
-		}
-		defer gate.Leave()
+	g := &passing{gate: gate, small: len(input) <= smallWrite}
+	defer g.leave()
+	if t.waits(s, string(input), g.small) && !g.enter() {
+		return nil, 0, fuse.EBUSY
 	}
-	replies, failed = t.lines(s, input)
+	replies, failed = t.lines(s, input, g)
 	return replies, failed, fuse.OK
+}
+
+// passing is a write's way through the gate.
+type passing struct {
+	gate  ctl.Gate
+	small bool
+	in    bool
+}
+
+func (g *passing) enter() bool {
+	g.in = g.in || enterPatiently(g.gate)
+	return g.in
+}
+
+func (g *passing) leave() {
+	if g.in {
+		g.gate.Leave()
+	}
 }
 
 // enterPatiently is TryEnter for up to a moment.
@@ -396,23 +413,50 @@ const smallWrite = 40
 var fileLines = []string{"File", ": ", "CreateProcess", "exec "}
 
 // waits says whether lines may wait for the host, and keep a buffer meanwhile: calls of processes that real programs map, and
-// those that have to do with files and sections.
-func (t *processTable) waits(s *simulated, input []byte) bool {
-	if slices.ContainsFunc(t.machine.Processes(), (*process.Process).Mapped) {
+// those that have to do with files and sections, of the process or of another one that a line names. What a small write does not
+// keep a buffer for is bounded by the machine (process.Busy).
+func (t *processTable) waits(s *simulated, lines string, small bool) bool {
+	switch {
+	case t.machine.Mapped():
+		return true
+	case small:
+		return false
+	case s.process().UsesFiles() || slices.ContainsFunc(fileLines, func(word string) bool { return strings.Contains(lines, word) }):
 		return true
 	}
-	return len(input) > smallWrite &&
-		(s.process().UsesFiles() || slices.ContainsFunc(fileLines, func(word string) bool { return bytes.Contains(input, []byte(word)) }))
+	for line := range strings.Lines(lines) {
+		if other := t.first(s, line); other != nil && other.process().UsesFiles() {
+			return true
+		}
+	}
+	return false
+}
+
+// first is the other process that a line has for its first argument; nil if it is none.
+func (t *processTable) first(s *simulated, line string) *simulated {
+	if _, call, ok := strings.Cut(line, "="); ok {
+		line = call
+	}
+	words := strings.Fields(line)
+	if len(words) < 2 || strings.IndexByte("0123456789$\"-~", words[1][0]) >= 0 {
+		return nil
+	}
+	bare, _, _ := strings.Cut(s.name, "@")
+	return t.known([]string{words[1], bare + "." + words[1]}, s)
 }
 
 // lines runs the lines of one write. The errno is that of the last line that was one.
-func (t *processTable) lines(s *simulated, input []byte) (replies []byte, failed syscall.Errno) {
+func (t *processTable) lines(s *simulated, input []byte, g *passing) (replies []byte, failed syscall.Errno) {
 	lines := bytes.Split(input, []byte{'\n'})
 	if len(input) > ctl.MaxWrite || len(lines) > ctl.MaxCommands+1 {
 		return []byte(badOption(fmt.Sprintf("%d lines and %d bytes at most in one write, nothing was done; memfs run plays longer scripts",
 			ctl.MaxCommands, ctl.MaxWrite)) + "\n"), syscall.E2BIG
 	}
 	for _, line := range lines {
+		if !g.in && t.waits(s, string(line), g.small) && !g.enter() { // it did not when the write began
+			replies, failed = fmt.Appendf(replies, "ERR %d %v\n", uint32(process.Busy), process.Busy), syscall.EBUSY
+			continue
+		}
 		reply, errno := t.line(s, string(line))
 		if reply == "" {
 			continue

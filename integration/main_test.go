@@ -389,7 +389,7 @@ func (m *mount) kill() {
 		}
 	}
 	_ = m.cmd.Process.Kill()
-	_ = unix.Unmount(m.dir, unix.MNT_DETACH)
+	_ = unix.Unmount(m.dir, unix.MNT_FORCE|unix.MNT_DETACH) // by force: a thread that waits for the mount keeps a process that was killed
 }
 
 // ctl gives the manager a command, as echo COMMAND > .proc/ctl does.

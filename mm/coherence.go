@@ -63,6 +63,9 @@ type expulsion struct {
 	views       []trimming
 }
 
+// Hosted says whether real programs may have copies of the segment's pages, so that Fetch and Edit may wait for the host.
+func (g *Segment) Hosted() bool { return g.host != nil }
+
 // Fetch makes the bytes [off, off+n) of our copy what programs see: what they have stored in mappings, or written, and the
 // host has not sent. It waits for the host: no lock may be held, and no handler of a READ or WRITE of the same file may
 // call it.

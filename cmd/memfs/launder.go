@@ -29,8 +29,8 @@ import (
 //	request  id, node, what, offset, length   u64 u64 u64 i64 i64; length < 0: to the end; 0: only open it
 //	reply    id, errno                        u64 u64; 0: done
 //
-// It also sets the sizes of files on behalf of simulated processes, because the host kernel owns them: what is 1 for that,
-// offset the size.
+// It also sets the sizes of files on behalf of simulated processes, because the host kernel owns them: what is 1 for that, 2 to
+// make a file at least so long, offset the size.
 
 const (
 	requestSize = 40
@@ -48,6 +48,7 @@ type launderWhat uint64
 const (
 	launderWriteBack launderWhat = iota
 	launderTruncate
+	launderExtend
 )
 
 func (r launderRequest) encode() []byte {
@@ -137,6 +138,7 @@ func (c *closers) leave(node uint64) {
 type launderFile interface {
 	writeBack(off, n int64) error
 	truncate(size int64) error
+	extend(size int64) error
 	Close() error
 }
 
@@ -182,7 +184,7 @@ func launder(conn io.Writer, r launderRequest, c *closers, open opener) error {
 	if !c.enter(r.node) {
 		return answer(unix.EBUSY)
 	}
-	file, err := open(r.node, r.what == launderTruncate)
+	file, err := open(r.node, r.what != launderWriteBack)
 	if err != nil {
 		c.leave(r.node)
 		return answer(err)
@@ -193,9 +195,12 @@ func launder(conn io.Writer, r launderRequest, c *closers, open opener) error {
 		c.leave(r.node)
 		return answer(nil)
 	}
-	if r.what == launderTruncate {
+	switch r.what {
+	case launderTruncate:
 		err = file.truncate(r.off)
-	} else {
+	case launderExtend:
+		err = file.extend(r.off)
+	default:
 		err = file.writeBack(r.off, r.n)
 	}
 	// The answer comes before the close: whoever waits for it may wait with the inode lock held.
@@ -299,6 +304,16 @@ func (f openFile) truncate(size int64) error {
 	}
 }
 
+// extend makes the file at least size bytes long: fallocate(2), unlike ftruncate(2), makes none shorter that a program has made
+// longer meanwhile.
+func (f openFile) extend(size int64) error {
+	for {
+		if err := unix.Fallocate(int(f), 0, size-1, 1); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
 // launderFD is the number of the child's socket.
 const launderFD = 3
 
@@ -396,6 +411,11 @@ func (l *launderer) WriteBack(node uint64, off, n int64) error {
 // Truncate sets the size of a file; see fs.Launderer.
 func (l *launderer) Truncate(node uint64, size int64) error {
 	return l.do(launderRequest{node: node, what: launderTruncate, off: size}, launderTimeoutFile)
+}
+
+// Extend makes a file at least size bytes long; see fs.Launderer.
+func (l *launderer) Extend(node uint64, size int64) error {
+	return l.do(launderRequest{node: node, what: launderExtend, off: size}, launderTimeoutFile)
 }
 
 // do has a child carry one request out. A child that has ended is replaced: the request can be made again.

@@ -86,6 +86,8 @@ func (f fakeFile) truncate(size int64) error {
 	return nil
 }
 
+func (f fakeFile) extend(size int64) error { return f.truncate(-size) }
+
 func (f fakeFile) Close() error {
 	if f.m.closes != nil {
 		<-f.m.closes

@@ -8,7 +8,8 @@ import (
 )
 
 // Read copies memory into buf, as loads do. The pages are checked in order before any is read, so that what faults has no
-// effect but that of the exception: an *Exception, with the address of the first byte that could not be read.
+// effect but that of the exception: an *Exception, with the address of the first byte that could not be read. Busy: the memory
+// is a view's, and too many calls wait for real programs already.
 func (p *Process) Read(addr uint64, buf []byte) error {
 	p.fetch(addr, uint64(len(buf)))
 	return p.read(addr, buf)
@@ -20,14 +21,11 @@ func (p *Process) read(addr uint64, buf []byte) error {
 
 // Write copies data into memory, as stores do. Like Read, all or nothing.
 func (p *Process) Write(addr uint64, data []byte) error {
-	end := p.editing(addr, data)
-	err := p.write(addr, data)
-	end(err)
-	return err
-}
-
-func (p *Process) write(addr uint64, data []byte) error {
-	return p.touch(Write, addr, uint64(len(data)), func(r part, at, i, n uint64) error { return p.store(r, at, data[i:i+n]) })
+	return p.access(&access{
+		kind: Write, addr: addr, size: uint64(len(data)),
+		do:   func(r part, at, i, n uint64) error { return p.store(r, at, data[i:i+n]) },
+		edit: func(at, i, n uint64) func(error) { return p.editing(at, data[i:i+n]) },
+	})
 }
 
 // Execute fetches the instruction at addr: it checks and faults, and runs nothing.
@@ -65,52 +63,168 @@ func (p *Process) store(r part, addr uint64, data []byte) error {
 	return p.space.Write(addr, data)
 }
 
+// access is what a call loads or stores.
+type access struct {
+	kind       Kind
+	addr, size uint64
+	// do loads or stores within a part of an allocation whose pages have been checked and are held. It gets the address, and
+	// the place and number of bytes.
+	do func(r part, at, i, n uint64) error
+	// edit says to the host what is about to be stored into private memory, with no pages held, and end that it has been, or
+	// failed; nil = nothing is.
+	edit func(at, i, n uint64) (end func(error))
+	// unshared: views are not to be touched, nor waited for. ErrView.
+	unshared bool
+
+	leave func() // of what was entered to wait for the host; nil = nothing yet
+}
+
 // touch checks size bytes at addr and runs f on them while the pages are held, once for each part of an allocation that they
 // lie in: f gets the address, and the place and number of bytes.
 func (p *Process) touch(k Kind, addr, size uint64, f func(r part, at, i, n uint64) error) error {
-	if size == 0 {
+	return p.access(&access{kind: k, addr: addr, size: size, do: f})
+}
+
+// access checks all of an access, and then does it stretch by stretch: where it crosses the border of a view there is a moment
+// at which somebody else can change what has been checked, and the rest faults.
+func (p *Process) access(a *access) error {
+	if a.size == 0 {
 		return nil
 	}
 	p.survey()
+	err := p.foresee(a)
+	for done := uint64(0); err == nil && done < a.size; {
+		var n uint64
+		n, err = p.accessStretch(a, done)
+		done += n
+	}
+	if a.leave != nil {
+		a.leave()
+	}
+	return err
+}
+
+// foresee checks an access of more than one stretch as a whole, and enters for it if it may have to wait for the host.
+func (p *Process) foresee(a *access) error {
+	first, last := span(a.addr, a.size)
 	for {
-		h, stack, err := p.begin(k, addr, size)
+		p.mu.Lock()
+		_, end := p.stretch(first, last)
+		views, waits := p.viewsAmong(first, last)
+		var stack uint64
+		var err error
+		if end < last && !(a.unshared && views) {
+			stack, err = p.check(a.kind, a.addr, first, last)
+		}
+		p.mu.Unlock()
 		switch {
+		case a.unshared && views:
+			return ErrView
 		case err != nil:
 			return err
 		case stack != 0:
-			if err := p.growStack(stack, k, addr); err != nil {
+			if err := p.growStack(stack, a.kind, a.addr); err != nil {
 				return err
 			}
-			continue
+		case waits:
+			return p.entered(a)
+		default:
+			return nil
 		}
-		if err = p.copyHeld(addr, size, f); err != nil {
-			err = p.inPage(err, k, addr, h.last)
-		}
-		p.finish(h, k)
-		return err
 	}
 }
 
-// begin holds the pages of an access and checks them. A page number in stack says that the guard page of a stack was
-// touched, and the stack is to grow before the access is tried again.
-func (p *Process) begin(k Kind, addr, size uint64) (h *hold, stack uint64, err error) {
-	first, last := addr>>pageShift, (addr+size-1)>>pageShift
-	if last < first || addr+size-1 < addr {
-		last = everything
+// viewsAmong says whether one of the pages is a view's, and whether an access to one may have to wait for the host.
+// +checklocks:p.mu
+func (p *Process) viewsAmong(first, last uint64) (any, waits bool) {
+	for i := p.after(first); i < len(p.vads) && p.vads[i].first <= last; i++ {
+		if w := p.vads[i].view; w != nil {
+			any, waits = true, waits || w.waits()
+		}
 	}
+	return any, waits
+}
+
+// entered sees that an access has been let through to wait for the host.
+func (p *Process) entered(a *access) (err error) {
+	if a.leave == nil {
+		a.leave, err = p.machine.enter()
+	}
+	return err
+}
+
+// accessStretch does the part of an access that lies in one stretch, from byte done on, and says how many bytes that is.
+func (p *Process) accessStretch(a *access, done uint64) (n uint64, err error) {
+	at := a.addr + done
+	first, last := span(at, a.size-done)
+	for {
+		p.mu.Lock()
+		v, end := p.stretch(first, last)
+		p.mu.Unlock()
+		if n = a.size - done; end < last {
+			n = (end+1)<<pageShift - at
+		}
+		finish, w := nothing, p.window.Load()
+		switch {
+		case v != nil && a.unshared:
+			return 0, ErrView
+		case v != nil && v.view.waits():
+			if err := p.entered(a); err != nil {
+				return 0, err
+			}
+		case v == nil && a.edit != nil && w != nil:
+			finish = a.edit(at, done, n)
+		}
+		again, stack, err := p.accessHeld(a, v, w, done, n)
+		if again {
+			err = errAgain
+		}
+		finish(err)
+		switch {
+		case again:
+			continue
+		case stack != 0:
+			if err := p.growStack(stack, a.kind, at); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		return n, err
+	}
+}
+
+// accessHeld is the part of an access that lies in a stretch of view v, or of none, from byte done on: it holds the pages and
+// checks them. again says that they are of v no more, or that the host has been told nothing through its window w; a page
+// number in stack that the guard page of a stack was touched, which is to grow before the access is tried again.
+func (p *Process) accessHeld(a *access, v *vad, w *Window, done, n uint64) (again bool, stack uint64, err error) {
+	at := a.addr + done
+	first, last := span(at, n)
+	var h *hold
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	h = p.acquire(first, last, false)
-	stack, err = p.check(k, addr, first, last)
-	if err == nil && stack == 0 && k == Write && p.copiesAny(first, last) { // whoever copies a page has it alone
+	for exclusive := false; ; exclusive = true { // whoever copies a page has it alone
+		h = p.acquire(first, last, exclusive)
+		if now, end := p.stretch(first, last); now != v || end != last || a.edit != nil && p.window.Load() != w {
+			again = true
+			break
+		}
+		stack, err = p.check(a.kind, at, first, last)
+		if exclusive || err != nil || stack != 0 || a.kind != Write || v == nil || !p.copiesAny(first, last) {
+			break
+		}
 		p.release(h)
-		h = p.acquire(first, last, true)
-		stack, err = p.check(k, addr, first, last)
 	}
-	if err != nil || stack != 0 {
+	if again || err != nil || stack != 0 {
 		p.release(h)
+		p.mu.Unlock()
+		return again, stack, err
 	}
-	return h, stack, err
+	p.mu.Unlock()
+	err = p.copyHeld(at, n, func(r part, at, i, n uint64) error { return a.do(r, at, done+i, n) })
+	if err != nil {
+		err = p.inPage(err, a.kind, at, last)
+	}
+	p.finish(h, a.kind)
+	return false, 0, err
 }
 
 // copiesAny says whether a store to pages, which has been checked, copies one.

@@ -3,6 +3,7 @@ package process
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Check proves the processes' own invariants at this moment and returns every one that does not hold:
@@ -13,7 +14,7 @@ import (
 //   - a reserved page has neither a protection nor an offer;
 //   - a view has its section's pages behind it, and space for its copies.
 //
-// It waits for calls and accesses under way, one process at a time. The pages themselves are mm.System.Check's business.
+// It waits for a moment at which no call changes anything, one process at a time, and lets nobody wait. The pages themselves are mm.System.Check's business.
 func (m *Machine) Check() (errs []error) {
 	for _, p := range m.Processes() {
 		for _, err := range p.prove() {
@@ -26,8 +27,9 @@ func (m *Machine) Check() (errs []error) {
 func (p *Process) prove() (errs []error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h := p.acquire(0, everything, true)
-	defer p.release(h)
+	for slices.ContainsFunc(p.holds, func(h *hold) bool { return h.granted && h.exclusive }) {
+		p.turn.Wait()
+	}
 	if p.ended {
 		return nil
 	}

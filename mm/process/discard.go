@@ -3,7 +3,7 @@ package process
 // reset is MEM_RESET and MEM_RESET_UNDO: the contents may be dropped, or shall be kept after all. Busy: they are not
 // intact any more.
 func (p *Process) reset(first, last uint64, undo bool) error {
-	c, err := p.change(first, last)
+	c, err := p.change(nil, first, last)
 	defer p.done(c)
 	if err != nil {
 		return err
@@ -42,12 +42,12 @@ func (p *Process) aligned(addr, size uint64) (first, last uint64, ok bool) {
 
 // contents marks the pages of a range, which must be committed and private and fit, as offered or not, and then does with
 // their contents what the call is for, with nobody else using them.
-func (p *Process) contents(addr, size uint64, fit func(attr) bool, offered bool, do func(first, last uint64) error) error {
+func (p *Process) contents(r *revocation, addr, size uint64, fit func(attr) bool, offered bool, do func(first, last uint64) error) error {
 	first, last, ok := p.aligned(addr, size)
 	if !ok {
 		return InvalidParameter
 	}
-	c, err := p.change(first, last)
+	c, err := p.change(r, first, last)
 	defer p.done(c)
 	if err != nil {
 		return err
@@ -71,20 +71,19 @@ func (p *Process) Offer(addr, size uint64, priority uint32) error {
 		return InvalidParameter
 	}
 	p.fetch(addr, size)
-	end := p.revoking(addr, size, false)
-	err := p.contents(addr, size, anyPage, true, func(first, last uint64) error {
-		p.space.UnlockAll(first, last)
-		// Pages leave the working set only to be dropped, which is wanted when frames are short, and not before.
-		p.space.Reset(first, last)
-		return nil
+	return p.revise(addr, size, false, func(r *revocation) error {
+		return p.contents(r, addr, size, anyPage, true, func(first, last uint64) error {
+			p.space.UnlockAll(first, last)
+			// Pages leave the working set only to be dropped, which is wanted when frames are short, and not before.
+			p.space.Reset(first, last)
+			return nil
+		})
 	})
-	end(err)
-	return err
 }
 
 // Reclaim is ReclaimVirtualMemory. Busy: the contents were dropped; the pages can be used, and are zeros or what they were.
 func (p *Process) Reclaim(addr, size uint64) error {
-	return p.contents(addr, size, offeredPage, false, func(first, last uint64) error {
+	return p.contents(nil, addr, size, offeredPage, false, func(first, last uint64) error {
 		if !p.space.UndoReset(first, last) {
 			return Busy
 		}
@@ -94,13 +93,12 @@ func (p *Process) Reclaim(addr, size uint64) error {
 
 // Discard is DiscardVirtualMemory: the contents are dropped at once; the pages stay committed.
 func (p *Process) Discard(addr, size uint64) error {
-	end := p.revoking(addr, size, true)
-	err := p.contents(addr, size, anyPage, false, func(first, last uint64) error {
-		p.space.Discard(first, last)
-		return nil
+	return p.revise(addr, size, true, func(r *revocation) error {
+		return p.contents(r, addr, size, anyPage, false, func(first, last uint64) error {
+			p.space.Discard(first, last)
+			return nil
+		})
 	})
-	end(err)
-	return err
 }
 
 // Range is an entry of PrefetchVirtualMemory.
@@ -150,16 +148,38 @@ func (p *Process) Prefetch(ranges []Range) error {
 		if !ok {
 			continue
 		}
-		p.mu.Lock()
-		h := p.acquire(first, last, false)
-		p.mu.Unlock()
-		err := p.prefetch(first, last)
-		p.mu.Lock()
-		p.release(h)
-		p.mu.Unlock()
-		if err != nil {
-			return win32(err)
+		for at := first; at <= last; {
+			end, err := p.prefetchStretch(at, last)
+			if err != nil {
+				return win32(err)
+			}
+			at = end + 1
 		}
 	}
 	return nil
+}
+
+// prefetchStretch does it for the stretch that begins at first.
+func (p *Process) prefetchStretch(first, last uint64) (end uint64, err error) {
+	p.mu.Lock()
+	v, _ := p.stretch(first, last)
+	p.mu.Unlock()
+	if v != nil && v.view.waits() { // not the reading does, but others who use the pages
+		leave, err := p.machine.enter()
+		if err != nil {
+			return last, err
+		}
+		defer leave()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h, now := p.acquireStretch(first, last, false)
+	defer p.release(h)
+	switch {
+	case p.ended:
+		return last, nil
+	case now != nil && now != v:
+		return h.last, nil // mapped meanwhile, and nothing of it can be wanted yet
+	}
+	return h.last, p.unlocked(func() error { return p.prefetch(h.first, h.last) })
 }

@@ -19,6 +19,9 @@ type File interface {
 	// SetSize makes it shorter or longer, as ftruncate(2) does, for real programs as well. Whether views forbid it has been
 	// looked at. DiskFull or mm.StatusCommitmentLimit: no space.
 	SetSize(size int64) error
+	// Extend makes it at least size bytes long, and no shorter, whatever real programs do to it at the same time. Errors as
+	// SetSize.
+	Extend(size int64) error
 	// Unlink takes the name of a page-file-backed section away, whose last handle is closed. Views keep its pages until Close.
 	Unlink()
 	// Remove takes away the name that the file was opened by, or has since. What is open or mapped keeps its pages.
@@ -91,6 +94,7 @@ func (f *looseFile) Path() string         { return "" }
 func (f *looseFile) Size() int64          { return f.size }
 func (f *looseFile) Measure() int64       { return f.size }
 func (f *looseFile) SetSize(int64) error  { return AccessDenied }
+func (f *looseFile) Extend(int64) error   { return AccessDenied }
 func (f *looseFile) Unlink()              {}
 func (f *looseFile) Remove()              {}
 func (f *looseFile) Close()               { f.seg.Delete() }

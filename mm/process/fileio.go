@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 
@@ -146,14 +147,13 @@ func (f *openFile) begin(r FileRequest, anew bool) error {
 }
 
 // empty makes a file empty that is opened anew.
-func empty(f File) error {
-	if f.Measure() == 0 {
-		return nil
-	}
+func empty(f *openFile) error {
 	if f.Segment().Mapped() {
-		return UserMappedFile
+		if n, err := f.measure(); err != nil || n > 0 {
+			return cmp.Or(err, error(UserMappedFile))
+		}
 	}
-	return resized(f.SetSize(0))
+	return f.resize(func() error { return f.SetSize(0) }) // also if it seems to be: what programs have appended may be on its way
 }
 
 // resized is the error of a change of a file's size.
@@ -197,7 +197,8 @@ func (p *Process) FileSize(h Handle) (uint64, error) {
 		return 0, err
 	}
 	defer done()
-	return uint64(f.Measure()), nil
+	size, err := f.measure()
+	return uint64(size), err
 }
 
 // SeekFile is SetFilePointerEx: method is FILE_BEGIN, FILE_CURRENT or FILE_END. InvalidParameter for another one,
@@ -214,7 +215,11 @@ func (p *Process) SeekFile(h Handle, distance int64, method uint32) (uint64, err
 	case 1:
 		from = f.at()
 	case 2:
-		from = uint64(f.Measure())
+		size, err := f.measure()
+		if err != nil {
+			return 0, err
+		}
+		from = uint64(size)
 	default:
 		return 0, InvalidParameter
 	}
@@ -237,10 +242,12 @@ func (p *Process) SetEndOfFile(h Handle) error {
 	}
 	defer done()
 	to := int64(f.at())
-	if to < f.Measure() && f.Segment().Mapped() {
-		return UserMappedFile
+	if f.Segment().Mapped() {
+		if n, err := f.measure(); err != nil || to < n {
+			return cmp.Or(err, error(UserMappedFile))
+		}
 	}
-	return resized(f.SetSize(to))
+	return f.resize(func() error { return f.SetSize(to) })
 }
 
 // transfer is how many bytes ReadFile and WriteFile move at a time.
@@ -258,7 +265,11 @@ func (p *Process) ReadFile(h Handle, addr, size uint64) (n uint64, err error) {
 	if err := p.touch(Write, addr, size, func(part, uint64, uint64, uint64) error { return nil }); err != nil {
 		return 0, quiet(err)
 	}
-	for left := min(size, uint64(max(0, f.Measure()-int64(at)))); n < left; {
+	end, err := f.measure()
+	if err != nil {
+		return 0, err
+	}
+	for left := min(size, uint64(max(0, end-int64(at)))); n < left; {
 		b := make([]byte, min(left-n, transfer))
 		if err = f.load(int64(at+n), b); err == nil {
 			err = p.Write(addr+n, b)
@@ -284,41 +295,56 @@ func (p *Process) WriteFile(h Handle, addr, size uint64) (n uint64, err error) {
 		return 0, InvalidParameter // no file reaches so far
 	}
 	p.fetch(addr, size)
-	var failed error
-	err = p.touch(Read, addr, size, func(r part, from, _, room uint64) error {
-		if end := int64(at + size); n == 0 && end > f.Measure() {
-			failed = f.SetSize(end)
-		}
-		for room > 0 && failed == nil {
-			b := make([]byte, min(room, transfer))
-			if err := p.load(r, from, b); err != nil {
-				return err
-			}
-			if failed = f.store(int64(at+n), b); failed != nil {
-				break
-			}
-			k := uint64(len(b))
-			n, from, room = n+k, from+k, room-k
-		}
-		return nil
-	})
-	f.seek(at + n)
-	if failed != nil {
-		return n, resized(failed)
+	if err := p.touch(Read, addr, size, func(part, uint64, uint64, uint64) error { return nil }); err != nil {
+		return 0, quiet(err)
 	}
+	// The memory is not held while the file is written to: that waits for real programs. A page that somebody takes away
+	// meanwhile ends it.
+	if end := int64(at + size); size > 0 && end > f.Size() {
+		if err := f.resize(func() error { return f.Extend(end) }); err != nil {
+			return 0, err
+		}
+	}
+	for n < size {
+		b := make([]byte, min(size-n, transfer))
+		if err = p.read(addr+n, b); err != nil {
+			break
+		}
+		if err = f.store(int64(at+n), b); err != nil {
+			err = resized(err)
+			break
+		}
+		n += uint64(len(b))
+	}
+	f.seek(at + n)
 	return n, quiet(err)
 }
 
+// measure is Measure. Busy: too many calls wait for real programs already.
+func (f *openFile) measure() (n int64, err error) {
+	err = f.machine.waitingFor(func() error { n = f.Measure(); return nil })
+	return n, err
+}
+
+// resize is a change of the size, and Busy.
+func (f *openFile) resize(change func() error) error { return resized(f.machine.waitingFor(change)) }
+
 // load reads bytes of the file, those that real programs have written included.
 func (f *openFile) load(off int64, b []byte) error {
-	if err := f.Segment().Fetch(off, int64(len(b))); err != nil {
-		return err
-	}
-	return f.Segment().Load(off, b)
+	return f.machine.waitingFor(func() error {
+		if err := f.Segment().Fetch(off, int64(len(b))); err != nil {
+			return err
+		}
+		return f.Segment().Load(off, b)
+	})
 }
 
 // store stores bytes in the file, a page at a time, as Edit wants it.
 func (f *openFile) store(off int64, b []byte) error {
+	return f.machine.waitingFor(func() error { return f.edit(off, b) })
+}
+
+func (f *openFile) edit(off int64, b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), PageSize-int(off%PageSize))
 		page := uint64(off) >> pageShift

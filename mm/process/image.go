@@ -103,6 +103,11 @@ func (t *transcript) ReadAt(b []byte, off int64) (int, error) {
 
 // layOut is what a file's headers and relocations say, with the digest of them.
 func layOut(f *openFile) (*image.Image, [sha256.Size]byte, error) {
+	leave, err := f.machine.enter()
+	if err != nil {
+		return nil, [sha256.Size]byte{}, err
+	}
+	defer leave()
 	t, size := &transcript{imageFile{f}, sha256.New()}, f.Measure()
 	_ = binary.Write(t.read, binary.LittleEndian, size)
 	im, err := image.Open(t, size)

@@ -15,6 +15,7 @@ type Machine struct {
 	shooter  *shooter
 	listener Listener
 	files    Files
+	waiting  chan struct{} // has a token of every call that may wait for the host
 
 	violations atomic.Uint64
 
@@ -56,7 +57,8 @@ func NewMachine(sys *mm.System, policy Policy, l Listener) *Machine {
 	return &Machine{
 		sys: sys, shooter: newShooter(sys), policy: policy, listener: l, processes: make(map[uint32]*Process),
 		optIn: make(map[string]bool), optOut: make(map[string]bool), files: noFiles{sys}, names: make(map[string]kernelObject),
-		shares: make(map[*mm.Segment]*shareAccess),
+		shares:  make(map[*mm.Segment]*shareAccess),
+		waiting: make(chan struct{}, hostWaits),
 	}
 }
 

@@ -48,13 +48,17 @@ func (p *Process) adopt(shared SharedNames, name string, size uint64) (kernelObj
 	if err != nil {
 		return nil, err
 	}
-	now := uint64(f.Measure())
-	if now == 0 && size > 0 {
-		if err := f.SetSize(int64(size)); err != nil {
-			f.Close()
-			return nil, resized(err)
+	var now uint64
+	err = m.waitingFor(func() error {
+		if now = uint64(f.Measure()); now > 0 || size == 0 {
+			return nil
 		}
 		now = size
+		return f.Extend(int64(size))
+	})
+	if err != nil {
+		f.Close()
+		return nil, resized(err)
 	}
 	if now == 0 {
 		f.Close()

@@ -56,7 +56,7 @@ func (p *Process) AllocatePhysical(n uint64) (frames []uint64, err error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h := p.acquire(0, everything, true)
+	h := p.acquire(physicalPage, physicalPage, true)
 	defer p.release(h)
 	if p.ended {
 		return nil, AccessDenied
@@ -96,35 +96,67 @@ func (p *Process) FreePhysical(frames []uint64) (freed int, err error) {
 	if !p.image.LockMemory {
 		return 0, PrivilegeNotHeld
 	}
-	end := p.revoking(0, everything<<pageShift, true)
-	freed, err = p.freeFrames(frames)
-	end(nil)
-	return freed, err
-}
-
-func (p *Process) freeFrames(frames []uint64) (freed int, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h := p.acquire(0, everything, true)
-	defer p.release(h)
 	for _, frame := range frames {
-		if p.awe == nil {
-			return freed, InvalidParameter
+		if err := p.freeFrame(frame); err != nil {
+			return freed, err
 		}
-		page, ok := p.awe.pages[frame]
-		if !ok {
-			return freed, InvalidParameter
-		}
-		for v, at := range p.awe.at {
-			if at == page {
-				delete(p.awe.at, v)
-			}
-		}
-		delete(p.awe.pages, frame)
-		p.awe.space.Decommit(page, page)
 		freed++
 	}
 	return freed, nil
+}
+
+func (p *Process) freeFrame(frame uint64) error {
+	for {
+		page, at, mapped, ok := p.frameAt(frame)
+		switch {
+		case !ok:
+			return InvalidParameter
+		case mapped:
+			if err := p.MapPhysical(at<<pageShift, 1, nil); err != nil && p.Ended() {
+				return AccessDenied
+			}
+			continue // somebody else may have mapped it meanwhile
+		}
+		p.mu.Lock()
+		h := p.acquire(physicalPage, physicalPage, true)
+		there := !p.ended && p.awe.pages[frame] == page && !p.awe.shows(page)
+		if there {
+			delete(p.awe.pages, frame)
+			p.awe.space.Decommit(page, page)
+		}
+		p.release(h)
+		p.mu.Unlock()
+		if there {
+			return nil
+		}
+	}
+}
+
+// frameAt is the page of the physical pages that a frame holds, and the virtual page at which it is mapped, if it is. ok is
+// false if the frame is not the process's.
+func (p *Process) frameAt(frame uint64) (page, at uint64, mapped, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.awe == nil || p.ended {
+		return 0, 0, false, false
+	}
+	page, ok = p.awe.pages[frame]
+	for v, shown := range p.awe.at {
+		if ok && shown == page {
+			return page, v, true, true
+		}
+	}
+	return page, 0, false, ok
+}
+
+// shows says whether a page of the physical ones is mapped.
+func (a *physicalPages) shows(page uint64) bool {
+	for _, shown := range a.at {
+		if shown == page {
+			return true
+		}
+	}
+	return false
 }
 
 // MapPhysical is MapUserPhysicalPages: the frames appear at addr, in place of what is mapped there; nil unmaps n pages. A
@@ -135,17 +167,15 @@ func (p *Process) MapPhysical(addr, n uint64, frames []uint64) error {
 		return InvalidParameter
 	}
 	p.fetch(addr, n<<pageShift) // what was stored belongs to the frames that were mapped then
-	end := p.revoking(addr, n<<pageShift, true)
-	err := p.mapFrames(first, last, frames)
-	end(err)
-	return err
+	return p.revise(addr, n<<pageShift, true, func(r *revocation) error { return p.mapFrames(r, first, last, frames) })
 }
 
-func (p *Process) mapFrames(first, last uint64, frames []uint64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h := p.acquire(first, last, true)
-	defer p.release(h)
+func (p *Process) mapFrames(r *revocation, first, last uint64, frames []uint64) error {
+	c, err := p.change(r, first, last)
+	defer p.done(c)
+	if err != nil {
+		return err
+	}
 	v := p.find(first)
 	if v == nil || !v.physical || !v.contains(first, last) || frames != nil && p.awe == nil {
 		return InvalidParameter

@@ -31,7 +31,7 @@ func (p *Process) replacePlaceholder(addr, size uint64, typ uint32, prot Protect
 		typ&^(MemCommit) != MemReserve {
 		return 0, InvalidParameter
 	}
-	c, err := p.change(first, last)
+	c, err := p.change(nil, first, last)
 	defer p.done(c)
 	if err != nil {
 		return 0, err
@@ -53,12 +53,12 @@ func (p *Process) replacePlaceholder(addr, size uint64, typ uint32, prot Protect
 
 // splitPlaceholder is VirtualFree with MEM_PRESERVE_PLACEHOLDER: a part of a placeholder becomes one of its own, or the
 // allocation that replaced one, of exactly that range, a placeholder again.
-func (p *Process) splitPlaceholder(addr, size uint64) error {
+func (p *Process) splitPlaceholder(r *revocation, addr, size uint64) error {
 	first, last, ok := p.span(addr, size)
 	if !ok || addr%PageSize != 0 || size%PageSize != 0 {
 		return InvalidParameter
 	}
-	c, err := p.change(first, last)
+	c, err := p.change(r, first, last)
 	defer p.done(c)
 	if err != nil {
 		return err
@@ -88,12 +88,12 @@ func (p *Process) splitPlaceholder(addr, size uint64) error {
 
 // coalescePlaceholders is VirtualFree with MEM_COALESCE_PLACEHOLDERS: adjacent placeholders that make up exactly the range
 // become one.
-func (p *Process) coalescePlaceholders(addr, size uint64) error {
+func (p *Process) coalescePlaceholders(r *revocation, addr, size uint64) error {
 	first, last, ok := p.span(addr, size)
 	if !ok || addr%PageSize != 0 || size%PageSize != 0 {
 		return InvalidParameter
 	}
-	c, err := p.change(first, last)
+	c, err := p.change(r, first, last)
 	defer p.done(c)
 	if err != nil {
 		return err

@@ -12,6 +12,17 @@
 // every access that began before it has ended, as after a TLB shoot-down, and nobody waits behind a page that he has no
 // business with. Machine.mu is taken before no other lock. The locks of handles and objects come after Process.mu, and nothing
 // comes after them.
+//
+// # Waiting for the host
+//
+// An access to a view of a file waits for the host, with the view's pages held. What the host has to send meanwhile may have
+// to wait itself until READs and WRITEs of other pages of the process have been answered: only so many are under way at once.
+// So these never wait for a view:
+//
+//   - A hold is of pages of one view, or of pages that are of no view (see stretch); whoever waits for one holds nothing else,
+//     and has no edit of pages of private memory under way (see Window).
+//   - Whoever waits for the host, or for pages of a view, has been let through (Machine.enter): fewer than there are requests.
+//   - Handlers of READ and WRITE that have not passed a gate of the filesystem's keep away from views altogether.
 package process
 
 import (
@@ -122,10 +133,26 @@ func (h *hold) conflicts(o *hold) bool {
 // everything is the last page of any address space.
 const everything = 1<<52 - 1
 
-// acquire waits until pages can be held. It gives p.mu up while it waits: what was known before is known no more.
+// noPages and physicalPage are no pages, but can be held as if they were: the place of a new allocation before it is known, and
+// the physical pages of AllocateUserPhysicalPages.
+const (
+	noPages      = everything + 1
+	physicalPage = everything + 2
+)
+
+// acquire waits until pages can be held. It gives p.mu up while it waits: what was known before is known no more. Of a process
+// that has ended nothing can be held any more, nor is there a need to: the caller sees that it has ended.
 // +checklocks:p.mu
 func (p *Process) acquire(first, last uint64, exclusive bool) *hold {
 	h := &hold{first: first, last: last, exclusive: exclusive}
+	if p.ended {
+		return h
+	}
+	return p.await(h)
+}
+
+// +checklocks:p.mu
+func (p *Process) await(h *hold) *hold {
 	p.holds = append(p.holds, h)
 	for !p.grantable(h) {
 		p.turn.Wait()
@@ -147,6 +174,35 @@ func (p *Process) grantable(h *hold) bool {
 		}
 	}
 	return true
+}
+
+// stretch is how many of the pages from first up to last can be held at once: up to end they are all of the view v, or with nil
+// of none.
+// +checklocks:p.mu
+func (p *Process) stretch(first, last uint64) (v *vad, end uint64) {
+	for i := p.after(first); i < len(p.vads) && p.vads[i].first <= last; i++ {
+		switch w := p.vads[i]; {
+		case w.view == nil:
+		case w.first <= first:
+			return w, min(last, w.last)
+		default:
+			return nil, w.first - 1
+		}
+	}
+	return nil, last
+}
+
+// acquireStretch is acquire of the first stretch of a range.
+// +checklocks:p.mu
+func (p *Process) acquireStretch(first, last uint64, exclusive bool) (h *hold, v *vad) {
+	for {
+		v, end := p.stretch(first, last)
+		h := p.acquire(first, end, exclusive)
+		if now, to := p.stretch(first, end); now == v && to == end {
+			return h, v
+		}
+		p.release(h)
+	}
 }
 
 // +checklocks:p.mu
@@ -221,7 +277,7 @@ func (p *Process) end() {
 	p.heaps.cancel(AccessDenied)
 	p.mu.Lock()
 	p.ended = true
-	h := p.acquire(0, everything, true)
+	h := p.await(&hold{last: physicalPage, exclusive: true})
 	var views []*vad
 	for _, v := range p.vads {
 		if v.view != nil {
@@ -249,26 +305,84 @@ func (p *Process) end() {
 }
 
 // change begins a call that may change pages first..last and adds up to two runs and one vad: their records are charged
-// beforehand, so that the call cannot fail half-way. It returns with p.mu and the hold held; done ends both.
+// beforehand, so that the call cannot fail half-way. It returns with p.mu and the hold held; done ends both. Where the range
+// crosses the border of a view only the pages before it are held: no call changes both. r is what the call has said to the host
+// of it, nil = nothing.
 // +checklocksacquire:p.mu
-func (p *Process) change(first, last uint64) (*changing, error) {
+func (p *Process) change(r *revocation, first, last uint64) (*changing, error) {
+	return p.changeWhere(r, place{first, last, false})
+}
+
+// changeAllocation is change of the allocation that a page lies in, if there is one.
+// +checklocksacquire:p.mu
+func (p *Process) changeAllocation(r *revocation, page uint64) (*changing, error) {
+	return p.changeWhere(r, place{page, page, true})
+}
+
+// place is what a call changes: a range, or the allocation of a page.
+type place struct {
+	first, last uint64
+	allocation  bool
+}
+
+// stretchOf is the pages to be held for a change, and whose view they are.
+// +checklocks:p.mu
+func (p *Process) stretchOf(w place) (first, last uint64, v *vad) {
+	if !w.allocation {
+		v, last = p.stretch(w.first, w.last)
+		return w.first, last, v
+	}
+	switch v = p.find(w.first); {
+	case v == nil:
+		return noPages, noPages, nil
+	case v.view == nil:
+		return v.first, v.last, nil
+	}
+	return v.first, v.last, v
+}
+
+// changeWhere is change of a place. errAgain: it is not what r was about.
+// +checklocksacquire:p.mu
+func (p *Process) changeWhere(r *revocation, where place) (*changing, error) {
 	const most = vadBytes + 4*runBytes
 	if err := p.machine.sys.ChargeRecord(most); err != nil {
 		p.mu.Lock()
 		return nil, win32(err)
 	}
+	c := &changing{charged: most}
 	p.mu.Lock()
-	c := &changing{charged: most, hold: p.acquire(first, last, true)}
-	if p.ended {
-		return c, AccessDenied
+	for {
+		lo, hi, v := p.stretchOf(where)
+		if v != nil && v.view.waits() && c.leave == nil {
+			p.mu.Unlock()
+			leave, err := p.machine.enter()
+			p.mu.Lock()
+			if err != nil {
+				return c, err
+			}
+			c.leave = leave
+			continue
+		}
+		c.hold = p.acquire(lo, hi, true)
+		if p.ended {
+			return c, AccessDenied
+		}
+		if first, last, now := p.stretchOf(where); now == v && first == lo && last == hi {
+			if !r.covers(p, v) {
+				return c, errAgain
+			}
+			return c, nil
+		}
+		p.release(c.hold)
+		c.hold = nil
 	}
-	return c, nil
 }
 
 // changing is a call that changes an address space.
 type changing struct {
 	charged int
 	hold    *hold
+	leave   func() // nil = it waits for nobody
 }
 
 // done ends a change.
@@ -280,6 +394,9 @@ func (p *Process) done(c *changing) {
 		p.release(c.hold)
 	}
 	p.mu.Unlock()
+	if c != nil && c.leave != nil {
+		c.leave()
+	}
 	if over > 0 {
 		p.machine.sys.ReleaseRecord(over)
 	}

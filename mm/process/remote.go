@@ -4,28 +4,11 @@ import "errors"
 
 // peek reads memory as the system does for another process: guard pages do not go off, and what cannot be read is
 // NoAccessError.
-func (p *Process) peek(addr uint64, buf []byte) error { return p.peekWith(addr, buf, p.load) }
-
-func (p *Process) peekWith(addr uint64, buf []byte, load func(r part, addr uint64, buf []byte) error) error {
-	if len(buf) == 0 {
-		return nil
-	}
-	first, last := addr>>pageShift, (addr+uint64(len(buf))-1)>>pageShift
-	if last < first {
-		return NoAccessError
-	}
-	p.mu.Lock()
-	h := p.acquire(first, last, false)
-	ok := p.regions == nil && p.reads(first, last)
-	p.mu.Unlock()
-	err := error(NoAccessError)
-	if ok {
-		err = p.copyHeld(addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return load(r, at, buf[i:i+n]) })
-	}
-	p.mu.Lock()
-	p.release(h)
-	p.mu.Unlock()
-	return win32(err)
+func (p *Process) peek(addr uint64, buf []byte) error {
+	return win32(p.remote(&access{
+		kind: Read, addr: addr, size: uint64(len(buf)),
+		do: func(r part, at, i, n uint64) error { return p.load(r, at, buf[i:i+n]) },
+	}, p.readable))
 }
 
 // copyHeld runs f for each part of an allocation that an access lies in, whose pages are held.
@@ -43,10 +26,119 @@ func (p *Process) copyHeld(addr, size uint64, f func(r part, at, i, n uint64) er
 	return nil
 }
 
-// reads says whether all pages can be read with no guard page among them.
-// +checklocks:p.mu
-func (p *Process) reads(first, last uint64) bool {
-	return p.every(first, last, func(a attr) bool { return a.protection.Readable() && a.protection&Guard == 0 })
+// permission is what an access from outside needs of the pages that it is of; lift says that their protection must be lifted
+// for it. Process.mu is held.
+type permission func(first, last uint64) (ok, lift bool)
+
+// readable says whether all pages can be read with no guard page among them. It is called with p.mu held, which the analyser
+// cannot see.
+//
+// +checklocksignore
+func (p *Process) readable(first, last uint64) (ok, lift bool) {
+	return p.every(first, last, func(a attr) bool { return a.protection.Readable() && a.protection&Guard == 0 }), false
+}
+
+// remote is access by somebody else: all of it is checked by permitted, and then, stretch by stretch, once more. NoAccessError.
+func (p *Process) remote(a *access, permitted permission) error {
+	if a.size == 0 {
+		return nil
+	}
+	if a.addr+a.size-1 < a.addr {
+		return NoAccessError
+	}
+	first, last := span(a.addr, a.size)
+	p.mu.Lock()
+	views, waits := p.viewsAmong(first, last)
+	ok := p.regions == nil
+	if ok && !(a.unshared && views) {
+		ok, _ = permitted(first, last)
+	}
+	p.mu.Unlock()
+	var err error
+	switch {
+	case a.unshared && views:
+		return ErrView
+	case !ok:
+		return NoAccessError
+	case waits:
+		err = p.entered(a)
+	}
+	for done := uint64(0); err == nil && done < a.size; {
+		var n uint64
+		n, err = p.remoteStretch(a, permitted, done)
+		done += n
+	}
+	if a.leave != nil {
+		a.leave()
+	}
+	return err
+}
+
+// remoteStretch is the part of remote that lies in one stretch, from byte done on.
+func (p *Process) remoteStretch(a *access, permitted permission, done uint64) (n uint64, err error) {
+	at := a.addr + done
+	first, last := span(at, a.size-done)
+	for {
+		p.mu.Lock()
+		v, end := p.stretch(first, last)
+		p.mu.Unlock()
+		if n = a.size - done; end < last {
+			n = (end+1)<<pageShift - at
+		}
+		finish, w := nothing, p.window.Load()
+		switch {
+		case v != nil && a.unshared:
+			return 0, ErrView
+		case v != nil && v.view.waits():
+			if err := p.entered(a); err != nil {
+				return 0, err
+			}
+		case v == nil && a.edit != nil && w != nil:
+			finish = a.edit(at, done, n)
+		}
+		again, err := p.remoteHeld(a, permitted, v, w, done, n)
+		if again {
+			err = errAgain
+		}
+		if finish(err); !again {
+			return n, err
+		}
+	}
+}
+
+// remoteHeld does it with the pages held; again says that they are of view v no more, or that the host has been told nothing
+// through its window w.
+func (p *Process) remoteHeld(a *access, permitted permission, v *vad, w *Window, done, n uint64) (again bool, err error) {
+	at := a.addr + done
+	first, last := span(at, n)
+	var h *hold
+	var ok, lift bool
+	p.mu.Lock()
+	for exclusive := false; ; exclusive = true { // whoever copies a page has it alone
+		h = p.acquire(first, last, exclusive)
+		if now, end := p.stretch(first, last); now != v || end != last || a.edit != nil && p.window.Load() != w {
+			again = true
+			break
+		}
+		ok, lift = permitted(first, last)
+		if exclusive || !ok || a.kind != Write || !lift && !p.copiesAny(first, last) {
+			break
+		}
+		p.release(h)
+	}
+	p.mu.Unlock()
+	kind := Read // nothing has been written
+	if err = NoAccessError; !again && ok {
+		err = p.copyHeld(at, n, func(r part, at, i, n uint64) error {
+			r.copies = r.copies || lift
+			return a.do(r, at, done+i, n)
+		})
+		if err == nil {
+			kind = a.kind
+		}
+	}
+	p.finish(h, kind)
+	return again, err
 }
 
 // every says whether f holds for all pages of a range, none of them free, reserved or offered.
@@ -90,47 +182,18 @@ func (p *Process) ReadMemory(addr uint64, buf []byte) error {
 // WriteMemory is WriteProcessMemory of this process. Memory that can be executed but not written is written all the same,
 // as debuggers want it, if the whole range is like that. NoAccessError: the memory cannot be written.
 func (p *Process) WriteMemory(addr uint64, data []byte) error {
-	if len(data) == 0 {
-		return nil
-	}
-	first, last := addr>>pageShift, (addr+uint64(len(data))-1)>>pageShift
-	if last < first {
-		return NoAccessError
-	}
-	end := p.editing(addr, data)
-	err := p.writeMemory(addr, data, first, last)
-	end(err)
-	return err
-}
-
-func (p *Process) writeMemory(addr uint64, data []byte, first, last uint64) error {
-	p.mu.Lock()
-	h := p.acquire(first, last, false)
-	ok, lift := p.writes(first, last)
-	if ok && (lift || p.copiesAny(first, last)) { // whoever copies a page has it alone
-		p.release(h)
-		h = p.acquire(first, last, true)
-		ok, lift = p.writes(first, last)
-	}
-	p.mu.Unlock()
-	err := error(NoAccessError)
-	if ok && p.regions == nil {
-		err = p.copyHeld(addr, uint64(len(data)), func(r part, at, i, n uint64) error {
-			r.copies = r.copies || lift
-			return p.store(r, at, data[i:i+n])
-		})
-	}
-	if err == nil {
-		p.finish(h, Write)
-		return nil
-	}
-	p.finish(h, Read)
-	return win32(err)
+	return win32(p.remote(&access{
+		kind: Write, addr: addr, size: uint64(len(data)),
+		do:   func(r part, at, i, n uint64) error { return p.store(r, at, data[i:i+n]) },
+		edit: func(at, i, n uint64) func(error) { return p.editing(at, data[i:i+n]) },
+	}, p.writes))
 }
 
 // writes says whether all pages can be written for another process. lift says that their protection must be lifted for it:
-// they can be executed and not written. Views of data cannot be lifted above what they were mapped with.
-// +checklocks:p.mu
+// they can be executed and not written. Views of data cannot be lifted above what they were mapped with. It is called with p.mu
+// held, which the analyser cannot see.
+//
+// +checklocksignore
 func (p *Process) writes(first, last uint64) (ok, lift bool) {
 	unguarded := func(a attr) bool { return a.protection&Guard == 0 }
 	if p.every(first, last, func(a attr) bool { return unguarded(a) && a.protection.Writable() }) {

@@ -384,7 +384,11 @@ func (p *Process) overFile(s *Section, file Handle, size uint64) error {
 // dataOf makes a section of a file's bytes.
 func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
 	s.attributes = SecFile | s.attributes&(SecNoCache|SecWriteCombine)
-	now := uint64(f.Measure())
+	n, err := f.measure()
+	if err != nil {
+		return err
+	}
+	now := uint64(n)
 	if size == 0 {
 		if size = now; size == 0 {
 			return FileInvalid
@@ -396,8 +400,8 @@ func (p *Process) dataOf(s *Section, f *openFile, size uint64) error {
 	case size > now && !s.protection.shares():
 		return NotEnoughMemory // STATUS_SECTION_TOO_BIG
 	case size > now:
-		if err := f.SetSize(int64(size)); err != nil {
-			return resized(err)
+		if err := f.resize(func() error { return f.Extend(int64(size)) }); err != nil {
+			return err
 		}
 	}
 	s.size = size

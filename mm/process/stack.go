@@ -88,11 +88,12 @@ func (p *Process) Threads() (threads []Thread) {
 	return threads
 }
 
-// stackOf is the thread whose stack a page belongs to.
+// stackOf is the thread whose stack a page belongs to. What has taken the place of a stack that was freed is none.
 // +checklocks:p.mu
 func (p *Process) stackOf(page uint64) *Thread {
+	v := p.find(page)
 	for _, t := range p.threads {
-		if t.Bottom>>pageShift <= page && page < t.Top>>pageShift {
+		if v != nil && v.first == t.Bottom>>pageShift && v.last == t.Top>>pageShift-1 {
 			return t
 		}
 	}
@@ -103,7 +104,7 @@ func (p *Process) stackOf(page uint64) *Thread {
 // or nothing can be committed, the stack has overflowed: the guard is gone and the program is told
 // (MiCheckForUserStackOverflow).
 func (p *Process) growStack(page uint64, k Kind, addr uint64) error {
-	c, err := p.change(page-1, page)
+	c, err := p.change(nil, page-1, page)
 	defer p.done(c)
 	if err != nil {
 		return err

@@ -190,7 +190,7 @@ func (s *Section) admits(r *ViewRequest, access uint32, p *Process) error {
 
 // mapView makes the view of an admitted request.
 func (p *Process) mapView(s *Section, r *ViewRequest) (uint64, error) {
-	c, err := p.change(everything+1, everything+1)
+	c, err := p.change(nil, noPages, noPages)
 	v, at, err := p.placeView(s, r, c, err)
 	if err == nil {
 		p.machine.reference(s)
@@ -399,7 +399,7 @@ func (p *Process) UnmapView(addr uint64, flags uint32) error {
 	if flags&^(UnmapTransientBoost|UnmapPreservePlaceholder) != 0 {
 		return InvalidParameter
 	}
-	c, err := p.change(0, everything)
+	c, err := p.changeAllocation(nil, addr>>pageShift)
 	var v *vad
 	if err == nil {
 		v, err = p.viewAt(addr)

@@ -30,7 +30,8 @@ func (f *memoryFile) SetSize(n int64) error {
 	f.size = n
 	return nil
 }
-func (f *memoryFile) Close() {}
+func (f *memoryFile) Extend(n int64) error { return f.SetSize(max(n, f.size)) }
+func (f *memoryFile) Close()               {}
 
 func (m *memoryFiles) Open(_ *Process, path string, _ uint32, _ Disposition) (File, bool, error) {
 	f := m.files[path]

@@ -179,6 +179,7 @@ type closingFile struct {
 }
 
 func (f closingFile) SetSize(n int64) error { f.size = n; return nil }
+func (f closingFile) Extend(n int64) error  { f.size = max(f.size, n); return nil }
 func (f closingFile) Close()                { *f.closed++; f.looseFile.Close() }
 
 func (c *closing) Open(*Process, string, uint32, Disposition) (File, bool, error) {

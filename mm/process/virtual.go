@@ -60,10 +60,7 @@ func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64,
 	case typ&MemReserve != 0, addr == 0:
 		return p.reserve(addr, first, last, typ, prot)
 	}
-	end := p.revoking(addr, size, false)
-	err := p.commit(first, last, prot)
-	end(err)
-	return first << pageShift, err
+	return first << pageShift, p.revise(addr, size, false, func(r *revocation) error { return p.commit(r, first, last, prot) })
 }
 
 // largePages is why large pages cannot be had: they must be physically contiguous, which the manager never promises.
@@ -112,7 +109,7 @@ func (p *Process) reserve(addr, first, last uint64, typ uint32, prot Protection)
 // +checklocksacquire:p.mu
 func (p *Process) place(addr, first, last uint64, typ uint32, prot Protection) (*vad, *changing, error) {
 	// Nobody can touch free memory, so the pages need holding only from when they are no longer free.
-	c, err := p.change(everything+1, everything+1)
+	c, err := p.change(nil, noPages, noPages)
 	if err != nil {
 		return nil, c, err
 	}
@@ -142,8 +139,8 @@ func (p *Process) place(addr, first, last uint64, typ uint32, prot Protection) (
 }
 
 // commit is MEM_COMMIT within an allocation.
-func (p *Process) commit(first, last uint64, prot Protection) error {
-	c, err := p.change(first, last)
+func (p *Process) commit(r *revocation, first, last uint64, prot Protection) error {
+	c, err := p.change(r, first, last)
 	defer p.done(c)
 	if err != nil {
 		return err
@@ -215,26 +212,23 @@ func (p *Process) Free(addr, size uint64, typ uint32) error {
 			extent = r.AllocationBase + r.RegionSize - addr
 		}
 	}
-	end := p.revoking(addr, extent, true)
-	err := p.giveBack(addr, size, typ)
-	end(err)
-	return err
+	return p.revise(addr, extent, true, func(r *revocation) error { return p.giveBack(r, addr, size, typ) })
 }
 
-func (p *Process) giveBack(addr, size uint64, typ uint32) error {
+func (p *Process) giveBack(r *revocation, addr, size uint64, typ uint32) error {
 	switch {
 	case addr > p.high:
 		return InvalidParameter
 	case typ == MemRelease && size != 0:
 		return InvalidParameter
 	case typ == MemRelease:
-		return p.releaseAll(addr)
+		return p.releaseAll(r, addr)
 	case typ == MemDecommit:
-		return p.decommit(addr, size)
+		return p.decommit(r, addr, size)
 	case typ == MemRelease|MemPreservePlaceholder:
-		return p.splitPlaceholder(addr, size)
+		return p.splitPlaceholder(r, addr, size)
 	case typ == MemRelease|MemCoalescePlaceholders:
-		return p.coalescePlaceholders(addr, size)
+		return p.coalescePlaceholders(r, addr, size)
 	}
 	return InvalidParameter
 }
@@ -252,8 +246,8 @@ func (p *Process) own(addr uint64) (*vad, error) {
 	return v, nil
 }
 
-func (p *Process) releaseAll(addr uint64) error {
-	c, err := p.change(0, everything)
+func (p *Process) releaseAll(r *revocation, addr uint64) error {
+	c, err := p.changeAllocation(r, addr>>pageShift)
 	defer p.done(c)
 	if err != nil {
 		return err
@@ -285,12 +279,12 @@ func (p *Process) discardPages(v *vad, first, last uint64) {
 	}
 }
 
-func (p *Process) decommit(addr, size uint64) error {
+func (p *Process) decommit(r *revocation, addr, size uint64) error {
 	end := addr + size
 	if end < addr {
 		return InvalidParameter
 	}
-	c, err := p.change(0, everything)
+	c, err := p.changeAllocation(r, addr>>pageShift)
 	defer p.done(c)
 	if err != nil {
 		return err
@@ -318,13 +312,14 @@ func (p *Process) decommit(addr, size uint64) error {
 // Protect is VirtualProtect: it gives the pages of the range, all committed and of one allocation, a new protection, and
 // returns the first one's old protection.
 func (p *Process) Protect(addr, size uint64, prot Protection) (old Protection, err error) {
-	end := p.revoking(addr, size, false)
-	old, err = p.protect(addr, size, prot)
-	end(err)
+	err = p.revise(addr, size, false, func(r *revocation) (err error) {
+		old, err = p.protect(r, addr, size, prot)
+		return err
+	})
 	return old, err
 }
 
-func (p *Process) protect(addr, size uint64, prot Protection) (old Protection, err error) {
+func (p *Process) protect(r *revocation, addr, size uint64, prot Protection) (old Protection, err error) {
 	if !prot.validView() {
 		return 0, InvalidParameter
 	}
@@ -332,7 +327,7 @@ func (p *Process) protect(addr, size uint64, prot Protection) (old Protection, e
 	if !ok {
 		return NoAccess, InvalidParameter
 	}
-	c, err := p.change(first, last)
+	c, err := p.change(r, first, last)
 	defer p.done(c)
 	if err != nil {
 		return NoAccess, err

@@ -31,7 +31,8 @@ import (
 //
 // An invalidation waits for READs and WRITEs of its pages. So none is done with pages held, or with a lock held, or from
 // Fault, WriteBack and the Direct… methods, which handlers of READ and WRITE call; those wait for stores before them,
-// which wait for store I/O only. Window.mu is a leaf: it is taken under the PFN lock too, when pages are trimmed.
+// which wait for store I/O only: nothing that is done to a view is an edit, and an access that crosses the border of one is
+// several. Window.mu is a leaf: it is taken under the PFN lock too, when pages are trimmed.
 type Window struct {
 	p    *Process
 	host Host
@@ -97,9 +98,20 @@ func (p *Process) Window(host Host) *Window {
 	p.space.OnTrim(w.left)
 	p.machine.shooter.add(w)
 	p.mu.Lock()
-	h := p.acquire(0, everything, true) // what began without a window has ended then
+	for first := uint64(0); first <= everything; { // what began without a window has ended then
+		v, end := p.stretch(first, everything)
+		if v == nil {
+			var h *hold
+			h, v = p.acquireStretch(first, end, true)
+			end = h.last
+			p.release(h)
+		}
+		if v != nil {
+			end = v.last
+		}
+		first = end + 1
+	}
 	ended := p.ended
-	p.release(h)
 	p.mu.Unlock()
 	if ended {
 		w.close()
@@ -107,10 +119,11 @@ func (p *Process) Window(host Host) *Window {
 	return w
 }
 
-// Mapped says whether the host may hold pages of the process's: calls wait for the host then.
-func (p *Process) Mapped() bool {
-	w := p.window.Load()
-	return w != nil && w.pages.Load() > 0
+// Mapped says whether the host may hold pages of any process.
+func (m *Machine) Mapped() bool {
+	m.shooter.mu.Lock()
+	defer m.shooter.mu.Unlock()
+	return slices.ContainsFunc(m.shooter.windows, func(w *Window) bool { return w.pages.Load() > 0 })
 }
 
 // --- what the host asks for and sends ------------------------------------------------------------------------------------
@@ -122,11 +135,8 @@ func (p *Process) Mapped() bool {
 // handed out then. The error is an *Exception, or NoAccessError for a guess.
 func (w *Window) Fault(addr uint64, buf []byte, writable func() bool) error {
 	first, last := addr>>pageShift, (addr+uint64(len(buf))-1)>>pageShift
-	if w.p.showsSection(first, last) { // a store to the section would not be seen here: programs map its file
-		if first != last {
-			return NoAccessError
-		}
-		return &Exception{StatusAccessViolation, Read, addr}
+	if w.p.ShowsSection(addr, uint64(len(buf))) { // a store to the section would not be seen here: programs map its file
+		return w.noView(addr, first, last)
 	}
 	if !w.hold(first, last) {
 		return AccessDenied
@@ -140,7 +150,10 @@ func (w *Window) Fault(addr uint64, buf []byte, writable func() bool) error {
 		<-e.done
 	}
 	if err := w.load(addr, buf, first, last, writable); err != nil {
-		w.release(first, last) // it has asked, and gets nothing
+		w.release(first, last)       // it has asked, and gets nothing
+		if errors.Is(err, ErrView) { // mapped meanwhile
+			return w.noView(addr, first, last)
+		}
 		return err
 	}
 	w.mu.Lock()
@@ -159,41 +172,39 @@ func (w *Window) Fault(addr uint64, buf []byte, writable func() bool) error {
 	return nil
 }
 
+// noView is the answer to a READ of pages of a view.
+func (w *Window) noView(addr, first, last uint64) error {
+	if first != last {
+		return NoAccessError
+	}
+	return &Exception{StatusAccessViolation, Read, addr}
+}
+
 func (w *Window) load(addr uint64, buf []byte, first, last uint64, writable func() bool) error {
 	p := w.p
+	a := &access{
+		kind: Read, addr: addr, size: uint64(len(buf)), unshared: true,
+		do: func(r part, at, i, n uint64) error { return p.load(r, at, buf[i:i+n]) },
+	}
 	if first != last {
 		if writable() && !p.quiet(first, last, Write) || !p.quiet(first, last, Read) {
 			return NoAccessError
 		}
-		return p.peekWith(addr, buf, p.loadUnshared)
+		return p.remote(a, p.readable)
 	}
 	if !p.storable(first) && writable() {
 		return &Exception{StatusAccessViolation, Write, addr}
 	}
-	return p.touch(Read, addr, uint64(len(buf)), func(r part, at, i, n uint64) error { return p.loadUnshared(r, at, buf[i:i+n]) })
-}
-
-// loadUnshared is load of what is no view's: one may have been mapped since the window looked.
-func (p *Process) loadUnshared(r part, addr uint64, buf []byte) error {
-	if r.piece != nil {
-		return mm.StatusInPageError
-	}
-	return p.load(r, addr, buf)
+	return p.access(a)
 }
 
 // ShowsSection says whether one of size bytes at addr is a view's: to read or write it may have to wait for real programs.
-func (p *Process) ShowsSection(addr, size uint64) bool { return p.showsSection(span(addr, size)) }
-
-// showsSection says whether a page is a view's.
-func (p *Process) showsSection(first, last uint64) bool {
+func (p *Process) ShowsSection(addr, size uint64) bool {
+	first, last := span(addr, size)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i := p.after(first); i < len(p.vads) && p.vads[i].first <= last; i++ {
-		if p.vads[i].view != nil {
-			return true
-		}
-	}
-	return false
+	any, _ := p.viewsAmong(first, last)
+	return any
 }
 
 // storable says whether a store into a page would be allowed, as far as its protection says; so is one into a page that
@@ -291,10 +302,14 @@ func (w *Window) pending(page uint64, before []*edit) (over []*edit) {
 func (p *Process) storeBack(addr uint64, data []byte, revoked bool) error {
 	page := addr >> pageShift
 	p.mu.Lock()
+	if v, _ := p.stretch(page, page); v != nil { // its pages were never handed out, and whoever has them held may wait for us
+		p.mu.Unlock()
+		return NoAccessError
+	}
 	h := p.acquire(page, page, false)
 	ok := p.every(page, page, func(a attr) bool { return revoked || a.protection&Guard == 0 && a.protection.Writable() })
 	if v := p.find(page); ok && (v.system || v.view != nil) {
-		ok = false // a view's pages were never handed out, and a store to one waits for the host
+		ok = false
 	}
 	p.mu.Unlock()
 	err := error(NoAccessError)
@@ -306,29 +321,45 @@ func (p *Process) storeBack(addr uint64, data []byte, revoked bool) error {
 }
 
 // ReadDirect is read(2): as many bytes as can be loaded from addr on, without touching what follows. The host has sent what
-// it holds before it asked. The error, an *Exception, is of the first byte.
-func (w *Window) ReadDirect(addr uint64, buf []byte) (int, error) {
-	return w.direct(Read, addr, uint64(len(buf)), func(at, i, n uint64) error { return w.p.read(at, buf[i:i+n]) })
+// it holds before it asked. The error, an *Exception, is of the first byte; ErrView without views if it is a view's, and Busy
+// with if too many calls wait for real programs.
+func (w *Window) ReadDirect(addr uint64, buf []byte, views bool) (int, error) {
+	return w.direct(Read, addr, uint64(len(buf)), func(at, i, n uint64) error {
+		return w.p.access(&access{
+			kind: Read, addr: at, size: n, unshared: !views,
+			do: func(r part, at, j, n uint64) error { return w.p.load(r, at, buf[i+j:i+j+n]) },
+		})
+	})
 }
 
 // WriteDirect is write(2), likewise. What the host holds of the pages is invalidated soon after.
-func (w *Window) WriteDirect(addr uint64, data []byte) (int, error) {
+func (w *Window) WriteDirect(addr uint64, data []byte, views bool) (int, error) {
 	return w.direct(Write, addr, uint64(len(data)), func(at, i, n uint64) error {
-		e, _ := w.register(&edit{first: at >> pageShift, last: (at + n - 1) >> pageShift, addr: at, data: data[i : i+n]})
-		err := w.p.write(at, data[i:i+n])
-		if err == nil && w.holds(e.first, e.last) {
-			e.data = slices.Clone(e.data) // the request's buffer is used again
-			e.ok = true
-			close(e.done)
-			w.mu.Lock()
-			w.later = append(w.later, e)
-			w.mu.Unlock()
-			w.p.machine.shooter.kick()
-			return nil
-		}
-		w.finish(e, err == nil)
-		return err
+		return w.p.access(&access{
+			kind: Write, addr: at, size: n, unshared: !views,
+			do:   func(r part, at, j, n uint64) error { return w.p.store(r, at, data[i+j:i+j+n]) },
+			edit: func(at, j, n uint64) func(error) { return w.editDirect(at, data[i+j:i+j+n]) },
+		})
 	})
+}
+
+// editDirect begins a store by write(2).
+func (w *Window) editDirect(addr uint64, data []byte) (end func(error)) {
+	first, last := span(addr, uint64(len(data)))
+	e, _ := w.register(&edit{first: first, last: last, addr: addr, data: data})
+	return func(err error) {
+		if err != nil || !w.holds(first, last) {
+			w.finish(e, err == nil)
+			return
+		}
+		e.data = slices.Clone(data) // the request's buffer is used again
+		e.ok = true
+		close(e.done)
+		w.mu.Lock()
+		w.later = append(w.later, e)
+		w.mu.Unlock()
+		w.p.machine.shooter.kick()
+	}
 }
 
 func (w *Window) direct(k Kind, addr, size uint64, f func(at, i, n uint64) error) (int, error) {
@@ -424,24 +455,17 @@ func (p *Process) fetch(addr, size uint64) {
 
 // editing begins a store of data at addr. The function that it returns ends it: it is called with no pages held.
 func (p *Process) editing(addr uint64, data []byte) (end func(error)) {
-	first, last := span(addr, uint64(len(data)))
-	return p.edit(&edit{first: first, last: last, addr: addr, data: data})
-}
-
-// revoking begins a change of what the pages of a range are; gone: what they held is lost. The function that it returns ends
-// it.
-func (p *Process) revoking(addr, size uint64, gone bool) (end func(error)) {
-	first, last := span(addr, size)
-	return p.edit(&edit{first: first, last: last, gone: gone})
-}
-
-func nothing(error) {}
-
-func (p *Process) edit(e *edit) func(error) {
 	w := p.window.Load()
 	if w == nil {
 		return nothing // one that is opened meanwhile waits for the pages to be held no more
 	}
+	first, last := span(addr, uint64(len(data)))
+	return w.edit(&edit{first: first, last: last, addr: addr, data: data})
+}
+
+func nothing(error) {}
+
+func (w *Window) edit(e *edit) (end func(error)) {
 	w.register(e)
 	return func(err error) {
 		e.ok = err == nil

@@ -138,10 +138,11 @@ func (p *Process) watched(addr, size uint64, f func(w *watch, first, last uint64
 		return InvalidParameter
 	}
 	p.fetch(addr, size)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	h := p.acquire(first, last, true)
-	defer p.release(h)
+	c, err := p.change(nil, first, last)
+	defer p.done(c)
+	if err != nil {
+		return err
+	}
 	v := p.find(first)
 	if v == nil || v.watch == nil || !v.contains(first, last) {
 		return InvalidParameter

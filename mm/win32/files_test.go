@@ -98,6 +98,7 @@ func (t *testFiles) close() {
 func (f *testFile) Path() string             { return f.path }
 func (f *testFile) Measure() int64           { return f.Size() }
 func (f *testFile) SetSize(size int64) error { return f.Truncate(size) }
+func (f *testFile) Extend(size int64) error  { return f.Truncate(max(size, f.Size())) }
 func (f *testFile) Unlink()                  { f.unlink() }
 func (f *testFile) Remove()                  { _ = f.files.Remove(nil, f.path) }
 func (f *testFile) Close()                   { f.settle(func() { f.opened-- }) }
