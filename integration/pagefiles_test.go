@@ -250,15 +250,36 @@ func TestInject(t *testing.T) {
 // TestGuaranteedFrames: the frames that --min names are locked in memory, and a memory without them is refused.
 func TestGuaranteedFrames(t *testing.T) {
 	m := mountMemfs(t, options{memory: "64M", flags: []string{"--min", "20M"}})
-	var locked uint64
-	for line := range strings.Lines(string(readFile(t, fmt.Sprintf("/proc/%d/status", m.pid)))) {
-		_, _ = fmt.Sscanf(line, "VmLck: %d kB", &locked)
+	isLocked := func(mib uint64) {
+		t.Helper()
+		var locked uint64
+		for line := range strings.Lines(string(readFile(t, fmt.Sprintf("/proc/%d/status", m.pid)))) {
+			_, _ = fmt.Sscanf(line, "VmLck: %d kB", &locked)
+		}
+		// Less what records took over, and more for keys.
+		if mib > 0 && locked < mib<<10-2048 || locked > mib<<10+1024 || m.counters("meminfo").get(t, "Guaranteed") != mib<<10 {
+			t.Errorf("%d kB are locked and %d guaranteed, want %d MiB", locked, m.counters("meminfo").get(t, "Guaranteed"), mib)
+		}
 	}
-	if locked < 20<<10 {
-		t.Errorf("%d kB are locked, want 20 MiB at least", locked)
-	}
+	isLocked(20)
 	wantErrno(t, "memory 24M", m.tryCtl("memory 24M"), syscall.EINVAL)
 	m.ctl("memory 48M")
 	must(t, writeContent(m.path("file"), 1, 64<<20))
+	// In both directions, with the frames in use; what cannot be had is refused, and nothing has changed.
+	m.ctl("min 26M")
+	isLocked(26)
+	wantErrno(t, "min of more than there is", m.tryCtl("min 48M"), syscall.EINVAL)
+	if reply := string(readFile(t, m.path(".proc/ctl"))); !strings.Contains(reply, "more memory first") {
+		t.Errorf("min 48M: %q", reply)
+	}
+	isLocked(26)
+	m.ctl("min 4M")
+	isLocked(4)
+	m.ctl("memory 24M")
+	m.check()
+	run(t, "", memfsBinary, "mount", "-o", "remount,memory=64M,min=30M", m.dir)
+	isLocked(30)
+	m.ctl("min 0")
+	isLocked(0)
 	wantContent(t, m.path("file"), 1, 64<<20)
 }

@@ -58,6 +58,7 @@ func (s *System) Snapshot() Snapshot {
 	snap.CommitLimit = s.commit.frames + s.commit.limitLocked()
 	s.commit.mu.Unlock()
 	snap.Combined, snap.CombinedSharers = combined, sharers
+	snap.Guaranteed = s.guaranteed.Load()
 	snap.Compressed = s.compressedInfo()
 	snap.Some, snap.Full = s.pressure.info()
 	for _, f := range s.files.disks() {

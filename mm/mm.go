@@ -92,7 +92,9 @@ type Config struct {
 	Encrypt    bool // page files hold nothing that can be read without a key that dies with the System
 	// Guarantee is bytes of frames that are had from the host from the start, and kept: New fails if they cannot be.
 	Guarantee uint64
-	Wipe      bool // what frames and slots held is overwritten when they are freed
+	// HostFree is how much memory the host has to give, if that is known; nil = it is not.
+	HostFree func() (bytes uint64, known bool)
+	Wipe     bool // what frames and slots held is overwritten when they are freed
 }
 
 // PageFileConfig is one page file. New takes the store over and closes it at Close.
@@ -144,19 +146,20 @@ type Host interface {
 
 // System is one memory manager.
 type System struct {
-	config   Config  // of which Memory and Size are what they were at first
-	budget   Budget  // PFN lock
-	slotCost float64 // bytes of records that a slot costs
-	listener Listener
-	resizing chan struct{} // one change of memory at a time
-	pfn      *pfn.Database
-	rec      *records
-	book     recordBook
-	files    pageFiles
-	commit   commit
-	cache    systemCache
-	resident residency
-	pressure pressure
+	config     Config  // of which Memory and Size are what they were at first
+	budget     Budget  // PFN lock
+	slotCost   float64 // bytes of records that a slot costs
+	listener   Listener
+	resizing   chan struct{} // one change of memory at a time
+	guaranteed atomic.Uint64 // frames; changes with resizing and book.syncing held
+	pfn        *pfn.Database
+	rec        *records
+	book       recordBook
+	files      pageFiles
+	commit     commit
+	cache      systemCache
+	resident   residency
+	pressure   pressure
 	// compressed is nil if there is none.
 	compressed *compression
 	combined   combining

@@ -8,6 +8,7 @@ type Snapshot struct {
 	MaxMemory uint64 // bytes; what it may grow to
 	Resource  Resource
 
+	Guaranteed      uint64    // frames that the host has given for good
 	Frames          uint64    // all frames of the arena but the retired ones
 	Zeroed          uint64    // pages on each list
 	Free            uint64    //

@@ -18,13 +18,18 @@ const remountTimeout = time.Minute
 // resizeTimeout is how long a live mount gets to change its memory: it pages out first.
 const resizeTimeout = 2 * time.Minute
 
-// resizeCommands are what a remount has to say to the mount's ctl: memory and size can change while mounted.
+// resizeCommands are what a remount has to say to the mount's ctl: memory, size and min can change while mounted. A guarantee
+// that is lifted may be in the way of less memory, and one that is made may need more of it.
 func (o *mountOptions) resizeCommands(f *pflag.FlagSet) (commands []string) {
 	for _, c := range []struct {
 		flag  string
 		bytes uint64
-	}{{"memory", uint64(o.memory)}, {"size", uint64(o.size)}} {
-		if f.Changed(c.flag) {
+		now   bool
+	}{
+		{"min", uint64(o.reserve), o.reserve == 0}, {"memory", uint64(o.memory), true}, {"size", uint64(o.size), true},
+		{"min", uint64(o.reserve), o.reserve > 0},
+	} {
+		if c.now && f.Changed(c.flag) {
 			commands = append(commands, fmt.Sprintf("%s %d", c.flag, c.bytes))
 		}
 	}

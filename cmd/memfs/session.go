@@ -177,6 +177,7 @@ func (s *session) config() (mm.Config, error) {
 	c := s.o.config(s.o.memory, 0)
 	c.Listener = s.listener()
 	c.DirtyBounded = s.direct && canBoundDirty()
+	c.HostFree = memAvailable
 	if free, ok := memAvailable(); ok && c.Guarantee > free {
 		return c, fmt.Errorf("--min %s cannot be had: %s are available on this machine; give less", &s.o.reserve, roundSize(free))
 	}
@@ -338,8 +339,8 @@ func (s *session) facts() [][2]string {
 			[2]string{"Reserved space", yes[reserved]})
 	}
 	facts = append(facts, [2]string{"Wiped when freed", yes[s.o.wipe]})
-	if s.o.reserve > 0 {
-		facts = append(facts, [2]string{"Guaranteed", formatSize(uint64(s.o.reserve))})
+	if n := s.sys.Guaranteed(); n > 0 {
+		facts = append(facts, [2]string{"Guaranteed", formatSize(n * mm.PageSize)})
 	}
 	if z := s.sys.Budget().Compressed; z > 0 {
 		facts = append(facts, [2]string{"Compressed memory", s.o.codec + ", at most " + roundSize(z)})

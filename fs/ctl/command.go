@@ -89,6 +89,8 @@ var ManagerVerbs = append([]Verb[*Mount]{
 		Help: "change the whole budget, as if mounted with --memory SIZE: bytes, or a percentage of RAM as 25%"},
 	{Words: "size", Size: true, Run: setSize,
 		Help: "change the most that files may hold, as tmpfs's size=; 0 or default is what the commit limit allows"},
+	{Words: "min", Size: true, Run: setMin,
+		Help: "change how much of the frames is guaranteed, as --min SIZE: locked in the host's memory; 0 or default is nothing"},
 	{Words: "check", Run: checkMount, Help: "prove the manager's invariants; .proc/check has the findings"},
 }, pageFileVerbs()...)
 
@@ -163,6 +165,15 @@ func setSize(m *Mount, a Args) ([]Tally, error) {
 	}
 	s := m.Snapshot()
 	return []Tally{{"size", s.Budget.Size}, {"used", s.FileCommit * mm.PageSize}}, nil
+}
+
+func setMin(m *Mount, a Args) ([]Tally, error) {
+	bytes := a.Size.of(m.Snapshot().MaxMemory)
+	locked, unlocked, err := m.SetGuarantee(bytes)
+	if err != nil {
+		return nil, err
+	}
+	return []Tally{{"min", bytes}, {"locked", locked}, {"unlocked", unlocked}}, nil
 }
 
 func checkMount(m *Mount, _ Args) ([]Tally, error) {

@@ -55,6 +55,7 @@ type Machine interface {
 	ZeroFree() uint64
 	SetMemory(bytes uint64) (mm.Resized, error)
 	SetSize(bytes uint64) error
+	SetGuarantee(bytes uint64) (locked, unlocked uint64, err error)
 	EachFrame(f func(*mm.FrameInfo) bool)
 	Combine() (mm.Combined, error)
 	EmptySpaces() uint64

@@ -52,6 +52,10 @@ func (m *fakeMachine) SetMemory(bytes uint64) (mm.Resized, error) {
 	}
 	return mm.Resized{Budget: m.snapshot.Budget, Added: 11, Retired: 22, Trimmed: 33, Written: 44}, m.err
 }
+func (m *fakeMachine) SetGuarantee(bytes uint64) (locked, unlocked uint64, err error) {
+	m.call(fmt.Sprintf("SetGuarantee(%d)", bytes))
+	return 5, 6, m.err
+}
 func (m *fakeMachine) SetSize(bytes uint64) error {
 	m.call(fmt.Sprintf("SetSize(%d)", bytes))
 	if m.err == nil {

@@ -99,6 +99,7 @@ func meminfo(m *Mount) *Doc {
 	pages("LowMark", "low_mark", s.Resource.LowMark) // lowmemory holds while MemAvailable is no more than this
 	pages("HighMark", "high_mark", s.Resource.HighMark)
 	pages("Frames", "frames", s.Frames)
+	pages("Guaranteed", "guaranteed", s.Guaranteed) // of the frames: what the host has given for good
 	pages("Zeroed", "zeroed", s.Zeroed)
 	pages("Free", "free", s.Free)
 	pages("Standby", "standby", standby(&s))

@@ -38,6 +38,26 @@ func Lock(b []byte) error { return unix.Mlock(b) }
 // Unlock undoes Lock.
 func Unlock(b []byte) error { return unix.Munlock(b) }
 
+// Resident is how many pages of b the host has given memory to; 0 if it does not say.
+func Resident(b []byte) (n uint64) {
+	const most = 1 << 16 // pages that one call looks at
+	there := make([]byte, min(most, len(b)/pageSize))
+	for len(b) > 0 && len(there) > 0 {
+		part := b[:min(len(b), len(there)*pageSize)]
+		b = b[len(part):]
+		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&part[0])), uintptr(len(part)),
+			uintptr(unsafe.Pointer(&there[0]))); errno != 0 {
+			return 0
+		}
+		for _, is := range there[:len(part)/pageSize] {
+			n += uint64(is & 1)
+		}
+	}
+	return n
+}
+
+const pageSize = 4096
+
 // Of views a mapping as records of type T. T must hold no Go pointers.
 func Of[T any](b []byte) []T {
 	var t T
