@@ -13,6 +13,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// subject is somebody who wants to do something with a file: a user in groups.
+type subject struct {
+	fuse.Owner
+	groups []uint32 // supplementary
+}
+
+// subjectOf is the caller of a request that has not been answered yet.
+func subjectOf(caller *fuse.Caller) *subject {
+	groups, _ := credentials(*caller)
+	return &subject{caller.Owner, groups}
+}
+
+// in says whether the subject is in a group.
+func (s *subject) in(gid uint32) bool { return s.Gid == gid || slices.Contains(s.groups, gid) }
+
+// may says whether the subject has all of the permission bits want (of 7) for a node. An ACL it does not know: of what has one
+// only the owner may.
+func (s *subject) may(n *node, want uint32) bool {
+	if s.Uid == 0 {
+		return true
+	}
+	attr := guardedAttr(n)
+	have := attr.Mode
+	switch {
+	case s.Uid == attr.Uid:
+		have >>= 6
+	case s.in(attr.Gid):
+		have >>= 3
+	}
+	return have&want == want
+}
+
 // keepsSetgid reports whether a caller may leave setgid on a file of a group: one of the group, or with CAP_FSETID. That
 // is all the host kernel asks for files that the group cannot execute (setattr_should_drop_sgid in fs/attr.c),
 // but the request names one group of the caller only and no capability. The rest is in /proc, until the call returns.

@@ -1169,29 +1169,13 @@ func below(dir *node, enter func(*node) bool, f func(*node)) {
 	}
 }
 
-// may says whether the caller has all of the permission bits want (of 7) for real. It knows the caller's own group
-// only, no supplementary ones: it errs on the side of no.
-func may(caller *fuse.Caller, real *node, want uint32) bool {
-	if caller.Uid == 0 {
-		return true
-	}
-	attr := guardedAttr(real)
-	have := attr.Mode
-	switch {
-	case caller.Uid == attr.Uid:
-		have >>= 6
-	case caller.Gid == attr.Gid:
-		have >>= 3
-	}
-	return have&want == want
-}
-
 // sum adds up what lies below a directory as far as the caller may look.
 func sum(real *node, caller *fuse.Caller) (*ctl.Directory, fuse.Status) {
 	dir := &ctl.Directory{Stat: controlStat(real)}
+	who := subjectOf(caller)
 	status := fuse.OK
 	below(real, func(d *node) bool {
-		if may(caller, d, 5) {
+		if who.may(d, 5) {
 			return true
 		}
 		dir.Skipped++
@@ -1202,7 +1186,7 @@ func sum(real *node, caller *fuse.Caller) (*ctl.Directory, fuse.Status) {
 			dir.Directories++
 		case !n.isRegular():
 			dir.Others++
-		case !may(caller, n, 4):
+		case !who.may(n, 4):
 			dir.Skipped++
 		case status.Ok():
 			if status = sentToUs(n); status.Ok() {
@@ -1231,9 +1215,9 @@ func addInfo(sum *mapping.Info, i mapping.Info) {
 // steerable calls f for the files below a directory that the caller may steer one by one as well: his own; all of them, if
 // he is root or the mount's owner. It returns how many files and directories it left out.
 func (c *controlTree) steerable(dir *node, caller *fuse.Caller, f func(ctl.File)) (skipped uint64) {
-	all := c.steers(caller)
+	all, who := c.steers(caller), subjectOf(caller)
 	below(dir, func(d *node) bool {
-		if all || may(caller, d, 5) {
+		if all || who.may(d, 5) {
 			return true
 		}
 		skipped++
@@ -1252,12 +1236,12 @@ func (c *controlTree) steerable(dir *node, caller *fuse.Caller, f func(ctl.File)
 
 // steerableFolders calls f for a directory and those below it that the caller may steer.
 func (c *controlTree) steerableFolders(dir *node, caller *fuse.Caller, f func(ctl.Steered)) {
-	all := c.steers(caller)
+	all, who := c.steers(caller), subjectOf(caller)
 	mine := func(d *node) bool { return all || d.attr().Uid == caller.Uid }
 	if mine(dir) {
 		f(dir)
 	}
-	below(dir, func(d *node) bool { return all || may(caller, d, 5) }, func(n *node) {
+	below(dir, func(d *node) bool { return all || who.may(d, 5) }, func(n *node) {
 		if n.isDir() && mine(n) {
 			f(n)
 		}

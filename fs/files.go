@@ -206,16 +206,16 @@ func (f *fileSystem) nameChanged(dir *node, name string) {
 
 // Rights.
 
-// caller is who a process acts as: its owner.
-func (t *processTable) caller(p *process.Process) (fuse.Caller, bool) {
+// caller is who a process acts as: its owner, with the groups that he had when he started it.
+func (t *processTable) caller(p *process.Process) (*subject, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.byID {
 		if s.process() == p {
-			return fuse.Caller{Owner: s.owner}, true
+			return &subject{s.owner, s.groups}, true
 		}
 	}
-	return fuse.Caller{}, false
+	return nil, false
 }
 
 // Permission bits, as may takes them.
@@ -254,7 +254,7 @@ type found struct {
 }
 
 // walk follows a path of the mount with a caller's rights. A drive letter in front is let be: there is one drive.
-func (f *fileSystem) walk(caller *fuse.Caller, path string) (found, error) {
+func (f *fileSystem) walk(caller *subject, path string) (found, error) {
 	if len(path) >= 2 && path[1] == ':' && isLetter(path[0]) {
 		path = path[2:]
 	}
@@ -270,7 +270,7 @@ func (f *fileSystem) walk(caller *fuse.Caller, path string) (found, error) {
 		switch {
 		case dir == nil || !dir.isDir():
 			return at, process.PathNotFound
-		case !may(caller, dir, mayExecute):
+		case !caller.may(dir, mayExecute):
 			return at, process.AccessDenied
 		case name == "..":
 			at = found{node: f.parent(dir)}
@@ -324,20 +324,20 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 		return nil, false, process.AccessDenied
 	}
 	for {
-		at, err := f.walk(&caller, path)
+		at, err := f.walk(caller, path)
 		switch {
 		case err != nil:
 			return nil, false, err
 		case at.node != nil:
-			return m.open(at, &caller, access, d)
+			return m.open(at, caller, access, d)
 		case at.parent == nil:
 			return nil, false, process.FileNotFound
 		case d == process.OpenExisting:
 			return nil, false, process.FileNotFound
-		case flags&unix.MS_RDONLY != 0, !may(&caller, at.parent, mayWrite|mayExecute):
+		case flags&unix.MS_RDONLY != 0, !caller.may(at.parent, mayWrite|mayExecute):
 			return nil, false, process.AccessDenied
 		}
-		n, st := f.createHeld(at.parent, at.name, creation{caller: caller, mode: syscall.S_IFREG | 0644})
+		n, st := f.createHeld(at.parent, at.name, creation{caller: fuse.Caller{Owner: caller.Owner}, mode: syscall.S_IFREG | 0644})
 		switch {
 		case st.Ok():
 			return &processFile{node: n, named: n.ofSection(), opened: place{parent: at.parent, name: at.name}}, false, nil
@@ -348,14 +348,14 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 }
 
 // open opens a file that is there.
-func (m processFiles) open(at found, caller *fuse.Caller, access uint32, d process.Disposition) (process.File, bool, error) {
+func (m processFiles) open(at found, caller *subject, access uint32, d process.Disposition) (process.File, bool, error) {
 	n, want := at.node, wanted(access)
 	switch {
 	case d == process.CreateNew:
 		return nil, true, process.FileExists
 	case !n.isRegular(): // a directory takes FILE_FLAG_BACKUP_SEMANTICS, which is of no use here
 		return nil, true, process.AccessDenied
-	case !may(caller, n, want), !n.mayAccess(access), access&process.Delete != 0 && !m.fs.mayRemove(caller, at):
+	case !caller.may(n, want), !n.mayAccess(access), access&process.Delete != 0 && !m.fs.mayRemove(caller, at):
 		return nil, true, process.AccessDenied
 	case !n.hold():
 		return nil, false, process.FileNotFound
@@ -383,13 +383,13 @@ func (m processFiles) Remove(p *process.Process, path string) error {
 	if !ok {
 		return process.AccessDenied
 	}
-	at, err := f.walk(&caller, path)
+	at, err := f.walk(caller, path)
 	switch {
 	case err != nil:
 		return err
 	case at.node == nil || at.parent == nil:
 		return process.FileNotFound
-	case at.node.isDir(), f.mountFlags.Load()&unix.MS_RDONLY != 0, !f.mayRemove(&caller, at):
+	case at.node.isDir(), f.mountFlags.Load()&unix.MS_RDONLY != 0, !f.mayRemove(caller, at):
 		return process.AccessDenied
 	}
 	if st := f.remove(at.parent.id, at.name, false); !st.Ok() {
@@ -401,13 +401,13 @@ func (m processFiles) Remove(p *process.Process, path string) error {
 }
 
 // mayRemove says whether a caller may remove a name.
-func (f *fileSystem) mayRemove(caller *fuse.Caller, at found) bool {
+func (f *fileSystem) mayRemove(caller *subject, at found) bool {
 	dir := at.parent.attr()
 	sticky := dir.Mode&syscall.S_ISVTX != 0 && caller.Uid != 0
 	if sticky && caller.Uid != dir.Uid && caller.Uid != at.node.attr().Uid {
 		return false
 	}
-	return may(caller, at.parent, mayWrite|mayExecute)
+	return caller.may(at.parent, mayWrite|mayExecute)
 }
 
 // processError is the Win32 error of a status.
@@ -439,7 +439,7 @@ func (m processFiles) NewSection(p *process.Process, name string, size int64) (p
 	if !ok {
 		return nil, process.InvalidParameter
 	}
-	n, st := f.newNode(f.sections.seed(creation{caller: caller, mode: syscall.S_IFREG | 0600}))
+	n, st := f.newNode(f.sections.seed(creation{caller: fuse.Caller{Owner: caller.Owner}, mode: syscall.S_IFREG | 0600}))
 	if !st.Ok() {
 		return nil, process.CommitmentLimit
 	}
@@ -491,7 +491,7 @@ func (m processFiles) Allows(p *process.Process, file process.File, write bool) 
 	if write {
 		want |= mayWrite
 	}
-	if caller, ok := m.processes.caller(p); !ok || !may(&caller, f.node, want) {
+	if caller, ok := m.processes.caller(p); !ok || !caller.may(f.node, want) {
 		return process.AccessDenied
 	}
 	return nil
@@ -504,7 +504,7 @@ func (m processFiles) Share(p *process.Process, file process.File, name string) 
 		return nil
 	}
 	caller, ok := m.processes.caller(p)
-	if !ok || caller.Uid != 0 && caller.Uid != f.attr().Uid && !may(&caller, f.node, mayRead|mayWrite) {
+	if !ok || caller.Uid != 0 && caller.Uid != f.attr().Uid && !caller.may(f.node, mayRead|mayWrite) {
 		return nil
 	}
 	entry, ok := sectionFile(name)

@@ -29,6 +29,7 @@ type simulated struct {
 	id      uint64 // of its nodes: never used again, unlike the pids of programs
 	name    string
 	owner   fuse.Owner
+	groups  []uint32 // the owner's supplementary ones
 	born    time.Time
 	program *program   // whose it is; nil = nobody's, it ends by rmdir
 	system  bool       // the system process, which never ends
@@ -113,8 +114,10 @@ func (t *processTable) all() []*simulated {
 }
 
 const (
-	maxProcesses   = 1024
-	maxProcessName = 128
+	maxProcesses     = 1024 // of the mount
+	maxUserProcesses = 256  // of one user, who is neither root nor the mount's owner
+	ownProcesses     = 128  // of maxProcesses, that only these two may have
+	maxProcessName   = 128
 )
 
 // parseImage reads what a folder's name says of its process: NAME or NAME@WORD,WORD… A name of digits is not one: such
@@ -162,7 +165,7 @@ func parseImage(name string, arch process.Arch) (process.Image, bool) {
 }
 
 // start makes a process with a folder. EEXIST, EINVAL for a name that cannot be, ENOSPC without memory for it.
-func (t *processTable) start(name string, owner fuse.Owner) (*simulated, fuse.Status) {
+func (t *processTable) start(name string, owner *subject) (*simulated, fuse.Status) {
 	image, ok := parseImage(name, t.arch())
 	switch {
 	case !ok:
@@ -170,7 +173,7 @@ func (t *processTable) start(name string, owner fuse.Owner) (*simulated, fuse.St
 	case image.LockMemory && owner.Uid != 0 && owner.Uid != t.root:
 		return nil, fuse.EPERM // its locked pages are everybody's
 	}
-	return t.startImage(&simulated{name: name, owner: owner}, image)
+	return t.startImage(&simulated{name: name, owner: owner.Owner, groups: owner.groups}, image)
 }
 
 // startImage gives a folder its process. EEXIST, EAGAIN if there are too many, ENOSPC without memory for it.
@@ -256,13 +259,28 @@ func (t *processTable) enter(s *simulated) fuse.Status {
 		return fuse.ENOENT // it has ended meanwhile
 	case t.byName[s.name] != nil:
 		return eexist
-	case t.closed || len(t.byName) >= maxProcesses:
+	case t.closed || t.full(s.owner.Uid):
 		return fuse.EAGAIN
 	}
 	t.lastID++
 	s.id = t.lastID
 	t.byName[s.name], t.byID[s.id] = s, s
 	return fuse.OK
+}
+
+// full says whether a user can have no process more.
+// +checklocks:t.mu
+func (t *processTable) full(uid uint32) bool {
+	if uid == 0 || uid == t.root {
+		return len(t.byName) >= maxProcesses
+	}
+	n := 0
+	for _, s := range t.byName {
+		if s.owner.Uid == uid {
+			n++
+		}
+	}
+	return n >= maxUserProcesses || len(t.byName) >= maxProcesses-ownProcesses
 }
 
 // peer is the process that a line of another names (P2: …): one that this process has started, or that somebody has by
@@ -278,7 +296,11 @@ func (t *processTable) peer(name string, caller *simulated, like process.Image) 
 		}
 		image.DEP = like.DEP
 		var st fuse.Status
-		if s, st = t.startImage(&simulated{name: names[i], owner: caller.owner, parent: caller}, image); st != eexist && !st.Ok() {
+		s, st = t.startImage(&simulated{name: names[i], owner: caller.owner, groups: caller.groups, parent: caller}, image)
+		switch {
+		case st == fuse.EAGAIN:
+			return nil, fmt.Errorf("there are %d processes, or the user has %d already; end some (rmdir)", maxProcesses-ownProcesses, maxUserProcesses)
+		case st != eexist && !st.Ok():
 			return nil, syscall.Errno(st)
 		}
 	}
@@ -489,7 +511,7 @@ func (c *controlTree) mkdir(in *fuse.MkdirIn, name string, out *fuse.EntryOut) f
 	if _, exists := c.find(&dir, name); exists {
 		return eexist
 	}
-	s, st := c.processes.start(name, in.Caller.Owner)
+	s, st := c.processes.start(name, subjectOf(&in.Caller))
 	if !st.Ok() {
 		return st
 	}

@@ -22,7 +22,7 @@ import (
 // program is a real program, one thread group of the host's.
 type program struct {
 	pid   uint32
-	owner fuse.Owner     // its effective user and group when it got its process
+	owner subject        // its effective user and groups when it got its process
 	name  string         // of its executable
 	limit process.Limits // its RLIMIT_AS and RLIMIT_DATA
 	fd    *os.File       // a pidfd, which can be read when the program has exited
@@ -78,7 +78,7 @@ func (t *processTable) of(tid uint32) (*simulated, fuse.Status) {
 			return nil, fuse.ENOENT // the caller was killed meanwhile, and its pid may be somebody else's
 		}
 		image := process.Image{Name: g.name, Arch: t.arch(), Limits: g.limit}
-		s, st := t.startImage(&simulated{name: name, owner: g.owner, program: g}, image)
+		s, st := t.startImage(&simulated{name: name, owner: g.owner.Owner, groups: g.owner.groups, program: g}, image)
 		switch {
 		case st == eexist: // another thread of it was faster
 			g.forget()
@@ -116,6 +116,7 @@ func openProgram(pid uint32) (*program, error) {
 		g.forget()
 		return nil, err
 	}
+	g.owner.groups = parseGroups(status["Groups"])
 	g.name = status["Name"]
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil {
 		g.name = filepath.Base(strings.TrimSuffix(exe, " (deleted)"))

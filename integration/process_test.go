@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -227,4 +228,56 @@ func TestReplyToFreshReader(t *testing.T) {
 	if got := string(mustRead(t, m.path(".proc/p/ctl"))); got != "OK 0x0\nOK 0x0 LastError=7\n" {
 		t.Errorf("after two writes a reader gets %q", got)
 	}
+}
+
+// TestProcessLimits: one user cannot have all the processes there can be; root, and other users, still get theirs.
+func TestProcessLimits(t *testing.T) {
+	m := mountMemfs(t, options{})
+	asUser := func(uid uint32, script string) string {
+		cmd := exec.Command("sh", "-c", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		cmd.Dir = m.path(".proc")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	started := asUser(nobodyID, "n=0; while mkdir hog$n 2>/dev/null; do n=$((n+1)); done; echo $n; echo 'CreateProcess P2' > hog0/ctl 2>/dev/null; echo 'P2: VirtualQuery 0' > hog1/ctl; cat hog1/ctl")
+	if !strings.HasPrefix(started, "256\n") || !strings.Contains(started, "the user has 256 already") {
+		t.Errorf("one user has started %s", started)
+	}
+	if said := asUser(nobodyID, "mkdir more 2>&1 || true"); !strings.Contains(said, "temporarily unavailable") {
+		t.Errorf("one more: %s", said)
+	}
+	asUser(nobodyID-1, "mkdir other && rmdir other")
+	asUser(nobodyID, "rmdir hog7 && mkdir more")
+	must(t, os.Mkdir(m.path(".proc/roots"), 0o755))
+}
+
+// TestProcessGroups: a process may open what its owner may by one of the supplementary groups that he has when he starts it.
+func TestProcessGroups(t *testing.T) {
+	const group = 12345
+	m := mountMemfs(t, options{})
+	for name, mode := range map[string]uint32{"shared": 0o640, "closed": 0o600, "others": 0o604} {
+		must(t, os.WriteFile(m.path(name), []byte("text"), 0o600))
+		must(t, os.Chown(m.path(name), 0, group))
+		must(t, unix.Chmod(m.path(name), mode))
+	}
+	try := func(groups []uint32, name, want string) {
+		t.Helper()
+		cmd := exec.Command("bash", "-c", fmt.Sprintf(`cd .proc && mkdir p; exec 3<>p/ctl; echo 'CreateFile "/%s" GENERIC_READ' >&3 2>/dev/null; read -u 3 reply; echo "$reply"; rmdir p`, name))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobodyID, Gid: nobodyID, Groups: groups}}
+		cmd.Dir = m.dir
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.HasPrefix(string(out), want) {
+			t.Errorf("%s with groups %v: %s, %v; want %s", name, groups, out, err, want)
+		}
+	}
+	in := []uint32{54321, group}
+	try(in, "shared", "OK")
+	try(in, "closed", "ERR 5 ")
+	try(in, "others", "ERR 5 ") // the group's bits are what counts for it
+	try([]uint32{54321}, "shared", "ERR 5 ")
+	try([]uint32{54321}, "others", "OK")
 }
