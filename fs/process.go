@@ -221,7 +221,9 @@ func (t *processTable) launch(s *simulated, image process.Image, by *process.Pro
 // program starts a process that runs a file, in a folder of a name, or if that is taken, of the caller's name and this one.
 // AlreadyExists.
 func (t *processTable) program(name, path string, caller *simulated) (*process.Process, error) {
-	image := process.Image{Name: process.ProgramName(path), Executable: path}
+	image := process.Image{
+		Name: process.ProgramName(path), Executable: path, LockMemory: caller.process().Image().LockMemory, // a child has the privilege too
+	}
 	for _, folder := range childFolders(name, caller) {
 		if _, ok := parseImage(folder, t.arch()); !ok {
 			return nil, process.InvalidParameter
@@ -294,7 +296,7 @@ func (t *processTable) peer(name string, caller *simulated, like process.Image) 
 		if !ok || strings.Contains(name, "@") {
 			break
 		}
-		image.DEP = like.DEP
+		image.DEP, image.LockMemory = like.DEP, like.LockMemory
 		var st fuse.Status
 		s, st = t.startImage(&simulated{name: names[i], owner: caller.owner, groups: caller.groups, parent: caller}, image)
 		switch {

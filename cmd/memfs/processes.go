@@ -422,6 +422,9 @@ func (o *runOptions) play(interrupted context.Context, c *cobra.Command, control
 		if dep := s.Tags["dep"]; dep != "" && arch == process.X86.String() {
 			name += ",dep=" + dep
 		}
+		if strings.EqualFold(s.Tags["priv"], "SeLockMemoryPrivilege") {
+			name += ",lockmemory"
+		}
 		if err := control.start(name); err != nil {
 			return err
 		}

@@ -9,8 +9,11 @@ func (p *Process) reset(first, last uint64, undo bool) error {
 		return err
 	}
 	v := p.find(first)
-	if v == nil || !v.contains(first, last) || v.system || v.physical {
+	switch {
+	case v == nil || !v.contains(first, last) || v.system || v.physical:
 		return InvalidAddress
+	case v.large && v.view == nil:
+		return nil // they keep their frames, and so their contents
 	}
 	ranges := v.committed(first, last, true)
 	if v.view != nil {
@@ -53,7 +56,7 @@ func (p *Process) contents(r *revocation, addr, size uint64, fit func(attr) bool
 		return err
 	}
 	v := p.find(first)
-	if v == nil || !v.contains(first, last) || v.kind != TypePrivate || v.system ||
+	if v == nil || !v.contains(first, last) || v.kind != TypePrivate || v.system || v.large ||
 		!v.all(first, last, func(a attr) bool { return a.committed && fit(a) }) {
 		return InvalidParameter
 	}

@@ -99,6 +99,8 @@ type Process struct {
 	// +checklocks:mu
 	ws wsLimits
 	// +checklocks:mu
+	large uint64 // pages of large pages
+	// +checklocks:mu
 	threads []*Thread
 	// +checklocks:mu
 	lastThread uint32 // how many threads there ever were

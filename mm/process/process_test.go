@@ -120,10 +120,6 @@ func TestAllocErrors(t *testing.T) {
 			is(t, c.what+": free", m.Free(base, 0, MemRelease), nil)
 		}
 	}
-	large := Image{Arch: X64, LockMemory: true}
-	p, _ := m.Start(large)
-	_, err := p.Alloc(0, LargePage, reserveCommit|MemLargePages, ReadWrite)
-	is(t, "large pages with the privilege", err, NoSystemResources)
 }
 
 func TestTopDown(t *testing.T) {

@@ -329,10 +329,13 @@ func (p *Process) pageFileBacked(s *Section, size uint64, name string) error {
 		return InvalidParameter
 	case size >= tooBig:
 		return NotEnoughMemory
-	case s.attributes&SecLargePages != 0:
-		return p.largePages(0, size)
 	case s.attributes&SecReserve != 0 && size >= tooManyPages:
 		return NoSystemResources
+	}
+	if s.attributes&SecLargePages != 0 {
+		if err := p.mayHaveLarge(0, size); err != nil {
+			return err
+		}
 	}
 	size = (size + PageSize - 1) &^ (PageSize - 1)
 	if s.attributes&SecCommit != 0 && size>>pageShift > p.machine.sys.Snapshot().CommitLimit {
@@ -349,14 +352,17 @@ func (p *Process) pageFileBacked(s *Section, size uint64, name string) error {
 	if s.attributes&SecCommit == 0 {
 		return nil
 	}
-	if err := f.Segment().Commit(0, size>>pageShift-1); err != nil {
+	err = win32(f.Segment().Commit(0, size>>pageShift-1))
+	if err == nil && s.attributes&SecLargePages != 0 {
+		err = largeSection(f.Segment())
+	}
+	if err != nil {
 		if name != "" {
 			f.Unlink()
 		}
 		p.machine.dereference(s.file, false)
-		return win32(err)
 	}
-	return nil
+	return err
 }
 
 // overFile has a section show a file.

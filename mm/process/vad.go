@@ -14,6 +14,7 @@ type vad struct {
 	watch       *watch // of MEM_WRITE_WATCH
 	view        *view  // nil of private memory
 	physical    bool   // MEM_PHYSICAL: pages come from MapUserPhysicalPages
+	large       bool   // large pages
 	placeholder bool   // nothing but MEM_REPLACE_PLACEHOLDER can be done with it
 	replaced    bool   // took the place of a placeholder
 	system      bool   // the process cannot change it
@@ -181,24 +182,34 @@ func (p *Process) free(first, last uint64) bool {
 // firstFit is where the search for free memory begins: below lie the addresses that programs expect to fault.
 const firstFit = 0x100000 >> pageShift
 
-// gap finds n free pages beginning on a slot: the lowest, or with topDown the highest. ok is false if there are none.
+// alignment is what the first page of an allocation or a view is a multiple of where the caller leaves it open.
+func alignment(typ uint32) uint64 {
+	if typ&MemLargePages != 0 {
+		return largePagePages
+	}
+	return slotPages
+}
+
+// gap finds n free pages beginning on a multiple of align, which is one of slots: the lowest, or with topDown the highest. ok is
+// false if there are none.
 // +checklocks:p.mu
-func (p *Process) gap(n uint64, topDown bool) (first uint64, ok bool) {
+func (p *Process) gap(n, align uint64, topDown bool) (first uint64, ok bool) {
 	low, high := p.low>>pageShift, p.high>>pageShift
 	if n > high-low+1 {
 		return 0, false
 	}
 	if topDown {
-		return p.highestGap(n, low, high)
+		return p.highestGap(n, align, low, high)
 	}
-	if first, ok := p.lowestGap(n, firstFit, high); ok {
+	if first, ok := p.lowestGap(n, align, firstFit, high); ok {
 		return first, true
 	}
-	return p.lowestGap(n, low, high)
+	return p.lowestGap(n, align, low, high)
 }
 
 // +checklocks:p.mu
-func (p *Process) lowestGap(n, at, high uint64) (uint64, bool) {
+func (p *Process) lowestGap(n, align, at, high uint64) (uint64, bool) {
+	at = (at + align - 1) &^ (align - 1)
 	for i := p.after(at); ; i++ {
 		end := high
 		if i < len(p.vads) {
@@ -210,12 +221,12 @@ func (p *Process) lowestGap(n, at, high uint64) (uint64, bool) {
 		if i >= len(p.vads) {
 			return 0, false
 		}
-		at = max(at, (p.vads[i].last|(slotPages-1))+1)
+		at = max(at, (p.vads[i].last|(align-1))+1)
 	}
 }
 
 // +checklocks:p.mu
-func (p *Process) highestGap(n, low, high uint64) (uint64, bool) {
+func (p *Process) highestGap(n, align, low, high uint64) (uint64, bool) {
 	end := high + 1 // first page above the gap
 	for i := len(p.vads) - 1; ; i-- {
 		start := low
@@ -223,7 +234,7 @@ func (p *Process) highestGap(n, low, high uint64) (uint64, bool) {
 			start = (p.vads[i].last | (slotPages - 1)) + 1
 		}
 		if end >= n {
-			if first := (end - n) &^ (slotPages - 1); first >= start {
+			if first := (end - n) &^ (align - 1); first >= start {
 				return first, true
 			}
 		}

@@ -94,6 +94,9 @@ const (
 	FileMapRead      = 0x4
 	FileMapExecute   = 0x20
 	FileMapAllAccess = SectionAllAccess
+
+	FileMapLargePages     = 0x20000000
+	fileMapTargetsInvalid = 0x40000000 // no control flow guard: there is none
 )
 
 // ViewProtection is the protection that MapViewOfFile makes of its access.
@@ -105,7 +108,7 @@ func ViewProtection(access uint32) Protection {
 		}
 		return plain
 	}
-	switch rest := access &^ FileMapExecute; {
+	switch rest := access &^ (FileMapExecute | FileMapLargePages | fileMapTargetsInvalid); {
 	case rest == FileMapCopy:
 		return pick(WriteCopy, ExecuteWriteCopy)
 	case rest&FileMapWrite != 0:
@@ -121,7 +124,7 @@ type ViewRequest struct {
 	Offset     uint64 // in the section; a multiple of Granularity, of PageSize in a placeholder
 	Base       uint64 // 0 = anywhere
 	Size       uint64 // 0 = to the end
-	Type       uint32 // MEM_RESERVE, MEM_TOP_DOWN, MEM_REPLACE_PLACEHOLDER
+	Type       uint32 // MEM_RESERVE, MEM_TOP_DOWN, MEM_REPLACE_PLACEHOLDER, MEM_LARGE_PAGES
 	Protection Protection
 	Target     *Process // whose memory; nil = the caller's
 }
@@ -148,13 +151,15 @@ func (p *Process) MapView(h Handle, r ViewRequest) (uint64, error) {
 
 // admits checks a request, in the order in which its errors are told, and gives it its size.
 func (s *Section) admits(r *ViewRequest, access uint32, p *Process) error {
-	align := uint64(Granularity)
-	replace := r.Type&MemReplacePlaceholder != 0
+	align := alignment(r.Type) << pageShift
+	replace, large := r.Type&MemReplacePlaceholder != 0, r.Type&MemLargePages != 0
 	if replace {
 		align = PageSize
 	}
 	switch {
-	case r.Type&^(MemReserve|MemTopDown|MemReplacePlaceholder) != 0, !r.Protection.validView():
+	case r.Type&^(MemReserve|MemTopDown|MemReplacePlaceholder|MemLargePages) != 0, !r.Protection.validView():
+		return InvalidParameter
+	case large && (replace || s.attributes&SecLargePages == 0 || r.Size%LargePage != 0 || r.Protection.copies()):
 		return InvalidParameter
 	case replace && (r.Base == 0 || r.Size == 0 || r.Size%PageSize != 0 || r.Type&(MemReserve|MemTopDown) != 0):
 		return InvalidParameter
@@ -194,7 +199,10 @@ func (p *Process) mapView(s *Section, r *ViewRequest) (uint64, error) {
 	v, at, err := p.placeView(s, r, c, err)
 	if err == nil {
 		p.machine.reference(s)
-		if err = p.fillView(v, at); err != nil {
+		if err = p.fillView(v, at); err == nil && v.large {
+			err = p.lockLarge(v, func() error { return v.view.pieces[0].shown.Lock(v.first, v.last, everything) })
+		}
+		if err != nil {
 			p.unfill(v)
 			p.unplace(v)
 		}
@@ -232,7 +240,7 @@ func (p *Process) placeView(s *Section, r *ViewRequest, c *changing, err error) 
 	default:
 		var ok bool
 		if first, ok = p.imagePlace(s, r, n); !ok {
-			if first, ok = p.gap(n, r.Type&MemTopDown != 0); !ok {
+			if first, ok = p.gap(n, alignment(r.Type), r.Type&MemTopDown != 0); !ok {
 				return nil, 0, NotEnoughMemory
 			}
 		}
@@ -251,6 +259,7 @@ func (p *Process) placeView(s *Section, r *ViewRequest, c *changing, err error) 
 	}
 	v = newVAD(first, first+n-1, (r.Protection | cache).of(r.Protection|cache))
 	v.kind, v.view, v.replaced = TypeMapped, &view{section: s, offset: r.Offset}, old != nil
+	v.large = r.Type&MemLargePages != 0
 	v.runs[0].attr = attr{committed: true, protection: v.protection}
 	if s.image != nil {
 		v.kind, v.protection = TypeImage, ExecuteWriteCopy
@@ -410,6 +419,9 @@ func (p *Process) UnmapView(addr uint64, flags uint32) error {
 	}
 	if err == nil {
 		p.unfill(v)
+		if v.large {
+			p.forgetLarge(v)
+		}
 		v.replaced = keep
 		p.unplace(v)
 	}
@@ -500,7 +512,7 @@ func (v *vad) reprotection(prot Protection) (_ func(attr) attr, ok bool) {
 func (p *Process) protectView(v *vad, first, last uint64, prot Protection) error {
 	f, ok := v.reprotection(prot)
 	switch {
-	case !ok:
+	case !ok || !v.whole(first, last):
 		return InvalidParameter
 	case !v.view.committed(v, first, last):
 		return InvalidAddress

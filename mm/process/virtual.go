@@ -16,7 +16,7 @@ func checkType(t uint32, p Protection) bool {
 	case t&MemWriteWatch != 0 && t&MemReserve == 0:
 		return false
 	case t&MemLargePages != 0:
-		return t&MemCommit != 0 && t&MemReserve != 0
+		return t&MemCommit != 0 && t&MemReserve != 0 && t&MemWriteWatch == 0
 	}
 	return true
 }
@@ -34,7 +34,7 @@ func (p *Process) span(addr, size uint64) (first, last uint64, ok bool) {
 // Alloc is VirtualAlloc: it reserves, commits or resets pages and returns the base of the range. Errors as in the calls'
 // documentation: InvalidParameter for bits, sizes and addresses that make no sense, InvalidAddress for a range that is
 // taken, or not within one allocation, CommitmentLimit if nothing can be promised, NotEnoughMemory if a quota is exceeded
-// or the address space is full.
+// or the address space is full; for large pages PrivilegeNotHeld, and NoSystemResources if there are no frames for them.
 func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64, error) {
 	if !checkType(typ, prot) {
 		return 0, InvalidParameter
@@ -51,7 +51,9 @@ func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64,
 		return 0, InvalidParameter
 	}
 	if typ&MemLargePages != 0 {
-		return 0, p.largePages(addr, size)
+		if err := p.mayHaveLarge(addr, size); err != nil {
+			return 0, err
+		}
 	}
 	switch {
 	case typ&(MemReset|MemResetUndo) != 0:
@@ -61,17 +63,6 @@ func (p *Process) Alloc(addr, size uint64, typ uint32, prot Protection) (uint64,
 		return p.reserve(addr, first, last, typ, prot)
 	}
 	return first << pageShift, p.revise(addr, size, false, func(r *revocation) error { return p.commit(r, first, last, prot) })
-}
-
-// largePages is why large pages cannot be had: they must be physically contiguous, which the manager never promises.
-func (p *Process) largePages(addr, size uint64) error {
-	switch {
-	case !p.image.LockMemory:
-		return PrivilegeNotHeld
-	case addr%LargePage != 0 || size%LargePage != 0:
-		return InvalidParameter
-	}
-	return NoSystemResources
 }
 
 // reserve makes an allocation, at addr unless that is 0.
@@ -88,7 +79,11 @@ func (p *Process) reserve(addr, first, last uint64, typ uint32, prot Protection)
 		p.bitmaps += bitmap
 		p.recorded += bitmap
 		if typ&MemCommit != 0 {
-			if err = p.commitPages(v, v.first, v.last, prot); err != nil {
+			if err = p.commitPages(v, v.first, v.last, prot); err == nil && v.large {
+				err = p.lockLarge(v, func() error { return p.space.Lock(v.first, v.last, everything) })
+			}
+			if err != nil {
+				p.discardPages(v, v.first, v.last)
 				p.remove(v)
 				p.bitmaps -= bitmap
 			}
@@ -121,7 +116,7 @@ func (p *Process) place(addr, first, last uint64, typ uint32, prot Protection) (
 		}
 	} else {
 		var ok bool
-		if first, ok = p.gap(n, typ&MemTopDown != 0); !ok {
+		if first, ok = p.gap(n, alignment(typ), typ&MemTopDown != 0); !ok {
 			return nil, c, NotEnoughMemory
 		}
 	}
@@ -129,7 +124,7 @@ func (p *Process) place(addr, first, last uint64, typ uint32, prot Protection) (
 		return nil, c, NotEnoughMemory
 	}
 	v := newVAD(first, first+n-1, prot)
-	v.physical = typ&MemPhysical != 0
+	v.physical, v.large = typ&MemPhysical != 0, typ&MemLargePages != 0
 	if typ&MemWriteWatch != 0 {
 		v.watch = newWatch()
 	}
@@ -153,6 +148,8 @@ func (p *Process) commit(r *revocation, first, last uint64, prot Protection) err
 		return InvalidAddress
 	case v.view != nil:
 		return p.commitView(v, first, last, prot)
+	case !v.whole(first, last):
+		return InvalidParameter
 	}
 	return p.commitPages(v, first, last, prot)
 }
@@ -260,6 +257,9 @@ func (p *Process) releaseAll(r *revocation, addr uint64) error {
 		return InvalidAddress
 	}
 	p.discardPages(v, v.first, v.last)
+	if v.large {
+		p.forgetLarge(v)
+	}
 	p.remove(v)
 	if v.watch != nil {
 		p.bitmaps -= watchBytes(v.pages())
@@ -300,7 +300,7 @@ func (p *Process) decommit(r *revocation, addr, size uint64) error {
 	case size == 0:
 		last = v.last
 	}
-	if last > v.last || v.physical || v.placeholder {
+	if last > v.last || v.physical || v.large || v.placeholder {
 		return InvalidParameter
 	}
 	p.discardPages(v, first, last)
@@ -349,6 +349,9 @@ func (p *Process) protect(r *revocation, addr, size uint64, prot Protection) (ol
 	if v == nil || !v.contains(first, last) || v.system ||
 		!v.all(first, last, func(a attr) bool { return a.committed && !a.offered }) {
 		return NoAccess, InvalidAddress
+	}
+	if !v.whole(first, last) {
+		return NoAccess, InvalidParameter
 	}
 	old = v.at(first).protection
 	prot = prot.of(v.protection)

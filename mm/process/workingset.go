@@ -33,8 +33,8 @@ func defaultLimits() wsLimits {
 // +checklocks:p.mu
 func (p *Process) applyLimits() {
 	p.space.SetBounds(mm.WorkingSetBounds{
-		Min: p.ws.min, HardMin: p.ws.flags&HardMinEnable != 0,
-		Max: p.ws.max, HardMax: p.ws.flags&HardMaxEnable != 0,
+		Min: p.ws.min + p.large, HardMin: p.ws.flags&HardMinEnable != 0,
+		Max: p.ws.max + p.large, HardMax: p.ws.flags&HardMaxEnable != 0,
 	})
 }
 
@@ -91,6 +91,7 @@ type PageFacts struct {
 	Protection Protection
 	Shared     bool
 	Locked     bool
+	Large      bool
 }
 
 // mostShares is the highest share count that there is room for.
@@ -121,7 +122,7 @@ func (p *Process) WorkingSetEx(addr uint64) PageFacts {
 	}
 	return PageFacts{
 		Valid: true, Protection: a.protection, Locked: i.Locked, Shared: shared || i.Sharers > 0,
-		ShareCount: min(i.Shares, mostShares),
+		ShareCount: min(i.Shares, mostShares), Large: v.large,
 	}
 }
 
@@ -169,10 +170,12 @@ func (p *Process) Lock(addr, size uint64) error {
 	if !ok {
 		return InvalidParameter
 	}
-	most := p.MaxLocked() >> pageShift
+	p.mu.Lock()
+	most := p.lockable() + p.large
+	p.mu.Unlock()
 	var failed error
 	err := p.touch(Read, first<<pageShift, (last-first+1)<<pageShift, func(r part, at, _, n uint64) error {
-		if r.vad.system || r.vad.physical || failed != nil {
+		if r.vad.system || r.vad.physical || r.vad.large || failed != nil {
 			return nil // always there
 		}
 		lock := p.space.Lock
@@ -216,8 +219,11 @@ func (p *Process) Unlock(addr, size uint64) error {
 	v := p.find(first)
 	there := v != nil && v.contains(first, last) && v.all(first, last, func(a attr) bool { return a.committed })
 	p.mu.Unlock()
-	if !there {
+	switch {
+	case !there:
 		return NotLocked
+	case v.large:
+		return nil // nothing unlocks them
 	}
 	all := p.space.Unlock(first, last)
 	if w := p.window.Load(); w != nil {
@@ -240,5 +246,9 @@ func (p *Process) PagePriority() uint8 { return p.space.Priority() }
 func (p *Process) MaxLocked() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return (p.ws.min - min(p.ws.min, overhead)) << pageShift
+	return p.lockable() << pageShift
 }
+
+// lockable is MaxLocked in pages.
+// +checklocks:p.mu
+func (p *Process) lockable() uint64 { return p.ws.min - min(p.ws.min, overhead) }

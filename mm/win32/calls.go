@@ -404,7 +404,7 @@ func queryWorkingSetEx(c *Call) error {
 	c.SetBool("Shared", f.Shared)
 	c.Set("Node", 0)
 	c.SetBool("Locked", f.Locked)
-	c.Set("LargePage", 0)
+	c.SetBool("LargePage", f.Large)
 	return c.done(nil)
 }
 

@@ -49,6 +49,9 @@ func TestScenarios(t *testing.T) {
 		}
 		for _, s := range dialogue.Parse(string(text)) {
 			for _, c := range configs {
+				if s.Tags["priv"] != "" && c.frames < 2*process.LargePage/process.PageSize {
+					continue // large pages are what it is for
+				}
 				t.Run(s.Name+"/"+c.name, func(t *testing.T) { run(t, s, newSystem(t, c.frames, c.slots)) })
 				ran++
 			}
@@ -69,9 +72,9 @@ func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
 	var first *process.Process
 	start := func(_, program string) (*process.Process, error) {
 		if program != "" {
-			return m.StartProgram(first, process.Image{Executable: program})
+			return m.StartProgram(first, process.Image{Name: process.ProgramName(program), Executable: program})
 		}
-		p, err := m.Start(process.Image{Arch: arch})
+		p, err := m.Start(process.Image{Arch: arch, LockMemory: s.Tags["priv"] == "SeLockMemoryPrivilege"})
 		if dep := s.Tags["dep"]; err == nil && dep != "" && arch == process.X86 {
 			err = p.SetExecuteFlags(dep != "off", dep == "on-noatl", false)
 		}
@@ -79,7 +82,7 @@ func run(t *testing.T, s *dialogue.Scenario, sys *mm.System) {
 	}
 	for k, v := range s.Tags {
 		switch k {
-		case "arch", "source", "dep", "lfh-primed", "needs":
+		case "arch", "source", "dep", "lfh-primed", "needs", "priv":
 		default:
 			t.Fatalf("tag %s=%s is not understood", k, v)
 		}

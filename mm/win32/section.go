@@ -19,7 +19,8 @@ func init() {
 
 		"FILE_MAP_COPY": process.FileMapCopy, "FILE_MAP_WRITE": process.FileMapWrite, "FILE_MAP_READ": process.FileMapRead,
 		"FILE_MAP_EXECUTE": process.FileMapExecute, "FILE_MAP_ALL_ACCESS": process.FileMapAllAccess,
-		"SECTION_QUERY": process.SectionQuery, "SECTION_MAP_WRITE": process.SectionMapWrite,
+		"FILE_MAP_LARGE_PAGES": process.FileMapLargePages,
+		"SECTION_QUERY":        process.SectionQuery, "SECTION_MAP_WRITE": process.SectionMapWrite,
 		"SECTION_MAP_READ": process.SectionMapRead, "SECTION_MAP_EXECUTE": process.SectionMapExecute,
 		"SECTION_EXTEND_SIZE": process.SectionExtendSize, "SECTION_MAP_EXECUTE_EXPLICIT": process.SectionMapExecuteExplicit,
 		"SECTION_ALL_ACCESS": process.SectionAllAccess,
@@ -161,10 +162,18 @@ func mapViewOfFile(c *Call) error {
 	}
 	base, err := c.Process.MapView(c.handle("FileMappingObject"), process.ViewRequest{
 		Offset: c.wide("FileOffsetHigh", "FileOffsetLow") + c.Number("FileOffset"), Base: c.Number("BaseAddress"),
-		Size: c.Number("NumberOfBytesToMap"), Protection: process.ViewProtection(access),
+		Size: c.Number("NumberOfBytesToMap"), Protection: process.ViewProtection(access), Type: viewType(access),
 	})
 	c.Return(base)
 	return err
+}
+
+// viewType is the allocation type that goes with MapViewOfFile's access.
+func viewType(access uint32) uint32 {
+	if access&process.FileMapLargePages != 0 {
+		return process.MemLargePages
+	}
+	return 0
 }
 
 func mapViewOfFile2(c *Call) error {
