@@ -61,7 +61,10 @@ func (c *controlTree) readMemory(h *controlHandle, in *fuse.ReadIn, buf []byte) 
 	buf = buf[:min(uint64(len(buf)), memorySize-in.Offset)]
 	if in.ReadFlags&fuse.READ_LOCKOWNER != 0 {
 		n, st := c.direct(false, func(views bool) (int, error) { return w.ReadDirect(in.Offset, buf, views) })
-		return fuse.ReadResultData(buf[:n]), st
+		if !st.Ok() {
+			return nil, st // a result would be sent as success
+		}
+		return fuse.ReadResultData(buf[:n]), fuse.OK
 	}
 	raising := &h.node.proc.raises
 	page := in.Offset >> 12
