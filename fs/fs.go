@@ -218,6 +218,14 @@ func fusermount() string {
 	return "/bin/fusermount"
 }
 
+// Path is a path of a file from the root of the mount, empty if it has none.
+func (s *Server) Path(node uint64) string {
+	if n := s.fs.nodes.get(node); n != nil {
+		return n.path()
+	}
+	return ""
+}
+
 // SetLaunderer gives the mount its launderer, which needs the live mount to start. The server closes it at the end.
 func (s *Server) SetLaunderer(l Launderer) { s.fs.setLaunderer(l) }
 

@@ -23,15 +23,24 @@ func (n *node) WriteBack(off, length int64) error {
 }
 
 // writeBack has the host kernel send everything of the file. A handler passes the gate before. While the launderer is
-// still closing the file it has no time for it; that ends soon.
+// still closing the file it has no time for it; that ends soon. Where it cannot do it, the host drops the file's pages.
 func (n *node) writeBack() error {
 	const patience, step = 5 * time.Second, 2 * time.Millisecond
 	for deadline := time.Now().Add(patience); ; time.Sleep(step) {
 		err := n.launder(0, -1)
-		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+		switch {
+		case errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline):
+		case mayNotOpen(err), err == nil && n.fs.launderer.Load() == nil && n.openForWriting():
+			return n.Invalidate(0, -1)
+		default:
 			return err
 		}
 	}
+}
+
+// mayNotOpen says whether the launderer has failed because it may not open the file, or has no path by which it could.
+func mayNotOpen(err error) bool {
+	return errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENXIO)
 }
 
 // launder asks the launderer for a write-back. That bytes were sent and refused is no failure of it: the node keeps that

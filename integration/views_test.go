@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 )
@@ -64,4 +65,49 @@ func TestGrowBesideAppend(t *testing.T) {
 	}
 	close(quit)
 	<-done
+}
+
+// TestUserMountSizes: in a mount of a user's own as well, programs see at once what size a process has given a file, whether
+// they have it open or not, and processes how long programs have made it.
+func TestUserMountSizes(t *testing.T) {
+	dir, memfs := userMount(t)
+	if out, err := memfs("mount", "--memory=32M", dir).CombinedOutput(); err != nil {
+		t.Fatalf("memfs mount: %v\n%s", err, out)
+	}
+	const script = `cd $0 && mkdir .proc/p && exec 3<>.proc/p/ctl || exit
+		say() { echo "$1" >&3; read -u 3 reply; case $reply in OK*) ;; *) echo "$1: $reply";; esac; }
+		is() { for s in $(stat -c %s file) $(stat -L -c %s /proc/self/fd/4) $(wc -c <file); do
+			[ $s = $2 ] || echo "$1: a program sees $s bytes, not $2"; done
+			say 'GetFileSizeEx $f'; [ $((${reply##*=})) = $2 ] || echo "$1: a process sees $reply, not $2"; }
+		exec 4<>file; printf 0123456789 >&4
+		say 'f = CreateFile "/file" GENERIC_READ|GENERIC_WRITE'
+		is 'a write that is not sent' 10
+		say 'h = CreateFileMapping $f PAGE_READWRITE 0 13398 0'
+		is 'a larger section' 13398
+		say 'CloseHandle $h'
+		say 'b = VirtualAlloc 0 0x1000 MEM_RESERVE|MEM_COMMIT PAGE_READWRITE'
+		say 'Write $b 6162'
+		say 'SetFilePointerEx $f 20000 0'
+		say 'WriteFile $f $b 2'
+		is 'WriteFile beyond the end' 20002
+		[ "$(tail -c 2 file)" = ab ] || echo 'the bytes that were written are not there'
+		say 'SetFilePointerEx $f 4096 0'
+		say 'SetEndOfFile $f'
+		is 'SetEndOfFile' 4096
+		printf more >>file
+		is 'an append' 4100
+		[ "$(tail -c 4 file)" = more ] || echo 'an append is not there'
+		say 'CloseHandle $f'
+		say 'f = CreateFile "/file" GENERIC_READ|GENERIC_WRITE 0 CREATE_ALWAYS'
+		is 'CREATE_ALWAYS' 0
+		rm file
+		say 'CloseHandle $f'
+		exec 3>&- 4>&-; rmdir .proc/p; cat .proc/check`
+	sh := asNobody(exec.Command("bash", "-c", script, dir))
+	if out, err := sh.CombinedOutput(); err != nil || string(out) != "ok\n" {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := memfs("umount", dir).CombinedOutput(); err != nil {
+		t.Fatalf("memfs umount: %v\n%s", err, out)
+	}
 }

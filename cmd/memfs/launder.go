@@ -21,19 +21,21 @@ import (
 
 // The launderer is a child process of the daemon that has the host kernel write back what programs have written to a
 // file, in large requests. The daemon cannot: it must never open a file of its own mount, for the request would wait for
-// itself. The child opens the file by its handle, calls sync_file_range, answers, and closes it. It holds nothing at
-// rest, so that the mount can be unmounted, and it ends when the socket to the daemon closes.
+// itself. The child opens the file by its handle, or, where it has not the right to, by its path; calls sync_file_range,
+// answers, and closes it. It holds nothing at rest, so that the mount can be unmounted, and it ends when the socket to the
+// daemon closes.
 //
-// Requests and replies are messages of fixed size on a sequenced-packet socket, in this machine's byte order:
+// Requests and replies are messages on a sequenced-packet socket, in this machine's byte order:
 //
-//	request  id, node, what, offset, length   u64 u64 u64 i64 i64; length < 0: to the end; 0: only open it
-//	reply    id, errno                        u64 u64; 0: done
+//	request  id, node, what, offset, length, path   u64 u64 u64 i64 i64; length < 0: to the end; 0: only open it;
+//	                                                path from the root of the mount, empty: by handle
+//	reply    id, errno                              u64 u64; 0: done
 //
 // It also sets the sizes of files on behalf of simulated processes, because the host kernel owns them: what is 1 for that, 2 to
 // make a file at least so long, offset the size.
 
 const (
-	requestSize = 40
+	requestSize = 40 // without the path
 	replySize   = 16
 )
 
@@ -41,6 +43,7 @@ type launderRequest struct {
 	id, node uint64
 	what     launderWhat
 	off, n   int64
+	path     string
 }
 
 type launderWhat uint64
@@ -58,11 +61,11 @@ func (r launderRequest) encode() []byte {
 	binary.NativeEndian.PutUint64(b[16:], uint64(r.what))
 	binary.NativeEndian.PutUint64(b[24:], uint64(r.off))
 	binary.NativeEndian.PutUint64(b[32:], uint64(r.n))
-	return b
+	return append(b, r.path...)
 }
 
 func decodeRequest(b []byte) (r launderRequest, err error) {
-	if len(b) != requestSize {
+	if len(b) < requestSize || len(b) > requestSize+unix.PathMax {
 		return r, fmt.Errorf("a request of %d bytes", len(b))
 	}
 	r.id = binary.NativeEndian.Uint64(b[0:])
@@ -70,6 +73,7 @@ func decodeRequest(b []byte) (r launderRequest, err error) {
 	r.what = launderWhat(binary.NativeEndian.Uint64(b[16:]))
 	r.off = int64(binary.NativeEndian.Uint64(b[24:]))
 	r.n = int64(binary.NativeEndian.Uint64(b[32:]))
+	r.path = string(b[requestSize:])
 	return r, nil
 }
 
@@ -142,14 +146,14 @@ type launderFile interface {
 	Close() error
 }
 
-// opener opens a file of the mount by node.
-type opener func(node uint64, write bool) (launderFile, error)
+// opener opens the file of the mount that a request is about.
+type opener func(r launderRequest, write bool) (launderFile, error)
 
 // launderLoop answers requests until the daemon has gone.
 func launderLoop(conn io.ReadWriter, open opener) error {
 	c := closers{files: make(map[uint64]int)}
 	work := func() error {
-		buf := make([]byte, requestSize+1)
+		buf := make([]byte, requestSize+unix.PathMax+1)
 		for {
 			n, err := conn.Read(buf)
 			if n == 0 || err != nil {
@@ -184,7 +188,7 @@ func launder(conn io.Writer, r launderRequest, c *closers, open opener) error {
 	if !c.enter(r.node) {
 		return answer(unix.EBUSY)
 	}
-	file, err := open(r.node, r.what != launderWriteBack)
+	file, err := open(r, r.what != launderWriteBack)
 	if err != nil {
 		c.leave(r.node)
 		return answer(err)
@@ -236,7 +240,7 @@ const (
 	fuseHandle = 0x81
 )
 
-func (m mountRef) open(node uint64, write bool) (launderFile, error) {
+func (m mountRef) open(r launderRequest, write bool) (launderFile, error) {
 	// Opened for each file anew, because an open directory keeps the mount busy. O_PATH would do no request, but the
 	// kernel does not take it here.
 	mount, err := openRetry(func() (int, error) {
@@ -253,21 +257,42 @@ func (m mountRef) open(node uint64, write bool) (launderFile, error) {
 	if fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor) != m.device {
 		return nil, unix.EXDEV // something else is mounted over it, or it is gone
 	}
-	var id [12]byte
-	binary.NativeEndian.PutUint32(id[0:], uint32(node>>32))
-	binary.NativeEndian.PutUint32(id[4:], uint32(node))
 	flags := unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	switch {
 	case write:
 		flags |= unix.O_RDWR
-	case node == rootNode:
+	case r.node == rootNode:
 		flags |= unix.O_DIRECTORY
 	}
+	if r.path != "" {
+		return openPath(mount, r, flags)
+	}
+	var id [12]byte
+	binary.NativeEndian.PutUint32(id[0:], uint32(r.node>>32))
+	binary.NativeEndian.PutUint32(id[4:], uint32(r.node))
 	fd, err := openRetry(func() (int, error) {
 		return unix.OpenByHandleAt(mount, unix.NewFileHandle(fuseHandle, id[:]), flags)
 	})
 	if err != nil {
 		return nil, err
+	}
+	return openFile(fd), nil
+}
+
+// openPath opens a file by its path in the mount. EBUSY: it has another one meanwhile, and is to be asked for again.
+func openPath(mount int, r launderRequest, flags int) (launderFile, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_NOFOLLOW), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV}
+	fd, err := openRetry(func() (int, error) { return unix.Openat2(mount, r.path, &how) })
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.EAGAIN || err == unix.ELOOP {
+		return nil, unix.EBUSY
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Ino != r.node {
+		unix.Close(fd)
+		return nil, unix.EBUSY
 	}
 	return openFile(fd), nil
 }
@@ -351,6 +376,7 @@ const (
 )
 
 var (
+	errNoPath       = fmt.Errorf("launderer: the file has no path, or too long a one, and may not be opened without: %w", unix.ENXIO)
 	errNoChild      = errors.New("launderer: no child process")
 	errChildEnded   = errors.New("launderer: the child process ended")
 	errChildTimeout = errors.New("launderer: the child process did not answer in time")
@@ -359,6 +385,7 @@ var (
 // launderer is the daemon's side: it keeps a child running.
 type launderer struct {
 	warn func(string, ...any)
+	path func(node uint64) string // of a file, empty if it has none; nil: the child opens files by handle
 
 	mu sync.Mutex
 	// +checklocks:mu
@@ -375,17 +402,23 @@ type launderer struct {
 
 var _ fs.Launderer = (*launderer)(nil)
 
-// startLaunderer starts a child for the mount on place and sees whether it can do its work.
-func startLaunderer(place, device string, warn func(string, ...any)) (*launderer, error) {
-	// The capability must be one over the whole machine in older kernels, so having it says nothing; not having it does.
-	if !hasCapability(unix.CAP_DAC_READ_SEARCH) {
-		return nil, errors.New("opening files by handle takes CAP_DAC_READ_SEARCH")
-	}
+// startLaunderer starts a child for the mount on place and sees whether it can do its work. path finds the path of a file, for
+// where it may not open files by handle.
+func startLaunderer(place, device string, path func(node uint64) string, warn func(string, ...any)) (*launderer, error) {
 	l := &launderer{
 		start: func() (*launderChild, error) { return startLaunderChild(place, device) },
 		warn:  warn,
 	}
-	if err := l.do(launderRequest{node: rootNode}, launderTimeout); err != nil {
+	// The capability must be one over the whole machine in older kernels, so having it says nothing; not having it does.
+	var err error = unix.EPERM
+	if hasCapability(unix.CAP_DAC_READ_SEARCH) {
+		err = l.do(launderRequest{node: rootNode}, launderTimeout)
+	}
+	if err != nil {
+		l.path = path
+		err = l.do(launderRequest{node: rootNode}, launderTimeout)
+	}
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -420,6 +453,11 @@ func (l *launderer) Extend(node uint64, size int64) error {
 
 // do has a child carry one request out. A child that has ended is replaced: the request can be made again.
 func (l *launderer) do(r launderRequest, timeout time.Duration) error {
+	if l.path != nil {
+		if r.path = l.path(r.node); r.path == "" || len(r.path) > unix.PathMax {
+			return errNoPath
+		}
+	}
 	for {
 		child, err := l.current()
 		if err != nil {

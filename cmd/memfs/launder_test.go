@@ -13,7 +13,7 @@ import (
 )
 
 func TestLaunderMessages(t *testing.T) {
-	r := launderRequest{id: 1<<63 + 5, node: 1<<40 + 7, what: launderTruncate, off: 1 << 50, n: -1}
+	r := launderRequest{id: 1<<63 + 5, node: 1<<40 + 7, what: launderTruncate, off: 1 << 50, n: -1, path: "/a/b"}
 	if got, err := decodeRequest(r.encode()); err != nil || got != r {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -21,7 +21,7 @@ func TestLaunderMessages(t *testing.T) {
 	if got, err := decodeReply(a.encode()); err != nil || got != a {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, n := range []int{0, 1, requestSize - 1, requestSize + 1} {
+	for _, n := range []int{0, 1, requestSize - 1, requestSize + unix.PathMax + 1} {
 		if _, err := decodeRequest(make([]byte, n)); err == nil {
 			t.Errorf("a request of %d bytes was taken", n)
 		}
@@ -51,8 +51,8 @@ type fakeFile struct {
 	write bool
 }
 
-func (m *fakeMount) openFile(node uint64, write bool) (launderFile, error) {
-	switch node {
+func (m *fakeMount) openFile(r launderRequest, write bool) (launderFile, error) {
+	switch r.node {
 	case 50:
 		return nil, unix.ESTALE
 	case 51:

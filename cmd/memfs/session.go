@@ -409,7 +409,7 @@ func (s *session) announce() (recant func()) {
 		s.log.Warnf("%s: the mount is not in the mount table", s.place)
 		return recant
 	}
-	if l, err := startLaunderer(s.place, m.device, s.log.Warnf); err != nil {
+	if l, err := startLaunderer(s.place, m.device, s.server.Path, s.log.Warnf); err != nil {
 		s.log.Infof("no launderer, plain invalidation serves: %v", err)
 	} else {
 		s.launders = true
