@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -155,6 +157,25 @@ func TestOfferOnMount(t *testing.T) {
 		t.Fatalf("%d reclaimed, %d lost, %v", reclaimed, lost, err)
 	}
 	wantContent(t, m.path("cache"), 1, 4<<20)
+	// A range: its whole pages and no others.
+	part := 0
+	if _, err := fmt.Sscanf(m.fileCtl("cache", "offer 1M 1048577"), "OK offered=%d", &part); err != nil || part == 0 || part > 256 {
+		t.Fatalf("%d pages of 1 MiB offered, %v", part, err)
+	}
+	m.ctl("empty standby0")
+	if got := m.fileCtl("cache", "reclaim 0 1M"); got != "OK reclaimed=0 lost=0" {
+		t.Errorf("reclaiming before the range: %q", got)
+	}
+	if got, want := m.fileCtl("cache", "reclaim 1M 2M"), fmt.Sprintf("OK reclaimed=0 lost=%d", part); got != want {
+		t.Errorf("reclaiming the range: %q, want %q", got, want)
+	}
+	whole := make([]byte, 4<<20)
+	_, err := io.ReadFull(newContent(1), whole)
+	must(t, err)
+	if got := readFile(t, m.path("cache")); !bytes.Equal(got[:1<<20], whole[:1<<20]) || !bytes.Equal(got[2<<20:], whole[2<<20:]) {
+		t.Error("pages outside of the range are lost")
+	}
+	must(t, writeContent(m.path("cache"), 1, 4<<20))
 	m.fileCtl("cache", "offer")
 	must(t, writeContent(m.path("flood"), 2, 96<<20))
 	if _, err := fmt.Sscanf(m.fileCtl("cache", "reclaim"), "OK reclaimed=%d lost=%d", &reclaimed, &lost); err != nil || lost == 0 {

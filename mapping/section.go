@@ -309,8 +309,28 @@ func (s *Section) Faults() mm.FaultCounts { return s.seg.Faults() }
 // Holdings counts the section's pages by where they are, faster than Info.
 func (s *Section) Holdings() mm.Holdings { return s.seg.Holdings() }
 
-// Offer has pages that are in frames be lost when their frames are wanted. The errors are mm.Segment.Offer's.
-func (s *Section) Offer(priority uint8) (uint64, error) { return s.seg.Offer(priority) }
+// Offer has pages that are in frames be lost when their frames are wanted: those that lie in [off, off+n) as a whole, or end
+// with the file; n < 0 is to the end. The errors are mm.Segment.Offer's.
+func (s *Section) Offer(off, n int64, priority uint8) (uint64, error) {
+	end := off + n
+	if n < 0 || end >= s.Size() {
+		end = mm.MaxSize
+	}
+	first, last := uint64(off+mm.PageSize-1)>>mm.PageShift, uint64(end)>>mm.PageShift
+	if last <= first {
+		return 0, nil
+	}
+	return s.seg.Offer(first, last-1, priority)
+}
 
-// Reclaim takes Offer back.
-func (s *Section) Reclaim() mm.Offered { return s.seg.Reclaim() }
+// Reclaim takes Offer of the pages that [off, off+n) touches back.
+func (s *Section) Reclaim(off, n int64) mm.Offered {
+	end := off + n
+	if n < 0 {
+		end = mm.MaxSize
+	}
+	if end <= off {
+		return mm.Offered{}
+	}
+	return s.seg.Reclaim(uint64(off)>>mm.PageShift, uint64(end-1)>>mm.PageShift)
+}

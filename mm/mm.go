@@ -176,8 +176,7 @@ type System struct {
 	// +checklocks:segMu
 	spaceTurn int // the space that gives pages first when frames are short
 
-	lost   map[uint32]uint64 // offered pages that were lost, by segment; PFN lock
-	locked uint64            // pages locked in all spaces; PFN lock
+	locked uint64 // pages locked in all spaces; PFN lock
 
 	writer   *thread
 	trimmer  *thread
@@ -201,8 +200,7 @@ func New(c Config) (*System, error) {
 // NewFromBudget is New with a division of memory of the caller's own, such as a test's of 16 frames.
 func NewFromBudget(b Budget, c Config) (*System, error) {
 	var err error
-	s := &System{config: c, budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment),
-		lost: make(map[uint32]uint64)}
+	s := &System{config: c, budget: b, slotCost: c.slotBytes(), listener: c.Listener, segs: make(map[uint32]*Segment)}
 	if err = s.reserve(max(b.Memory, c.MaxMemory)); err != nil && c.MaxMemory > b.Memory {
 		err = s.reserve(b.Memory) // address space may be short where memory is not
 	}

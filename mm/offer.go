@@ -12,92 +12,90 @@ type Offered struct {
 	Lost      uint64 // are zeros now
 }
 
-// Offer has the segment's pages that are in frames be lost when their frames are wanted, in the turn of a standby list.
-// Programs' views are unmapped first, as by Trim. Pages that are in a page file alone stay there. It returns how many may
+// Offer has those of the pages first..last that are in frames be lost when their frames are wanted, in the turn of a standby
+// list. Programs' views are unmapped first, as by Trim. Pages that are in a page file alone stay there. It returns how many may
 // be lost. StatusInvalidParameter: the pages must stay in memory. It waits for the host: no lock may be held, and no handler
 // of a READ or WRITE may call it.
-func (g *Segment) Offer(priority uint8) (n uint64, err error) {
+func (g *Segment) Offer(first, last uint64, priority uint8) (n uint64, err error) {
 	if priority >= pfn.Priorities {
 		return 0, StatusInvalidParameter
 	}
 	if g.Rule().resident() {
 		return 0, refuse(StatusInvalidParameter, "pages that are pinned, or not to be swapped, cannot be offered: unpin or swap first")
 	}
-	if _, err := g.Trim(); err != nil {
+	if _, err := g.trimViews(first>>viewShift, last>>viewShift); err != nil {
 		return 0, err
 	}
-	for key := uint64(0); ; key++ {
-		k, offered, ok := g.offerView(key, priority)
-		if !ok {
-			return n, nil
-		}
-		key, n = k, n+offered
-	}
-}
-
-// offerView is Offer for the first view at or after key.
-func (g *Segment) offerView(key uint64, priority uint8) (at, n uint64, ok bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	at, id := g.nextLeaf(key)
-	if id == 0 {
-		return 0, 0, false
-	}
-	s := g.sys
-	s.pfn.Lock()
-	defer s.pfn.Unlock()
-	for _, w := range s.rec.slice(s.rec.leaves.At(id)) {
-		if w.kind() != kindTransition {
-			continue
-		}
-		if stale, offered := s.pfn.Offer(w.frame(), priority); offered {
-			s.freeLocation(location(stale))
+	g.eachWord(first, last, func(_ *leaf, _ uint, w pte) {
+		if w.kind() == kindTransition && g.sys.offer(w, priority) {
 			n++
 		}
-	}
-	return at, n, true
+	})
+	return n, nil
 }
 
-// Reclaim takes Offer back: pages that are still there are kept again, those that are not are zeros. It returns how many
-// of each.
-func (g *Segment) Reclaim() (o Offered) {
-	for key := uint64(0); ; key++ {
-		k, n, ok := g.reclaimView(key)
-		if !ok {
-			break
+// Reclaim takes Offer of the pages first..last back: those that are still there are kept again, those that are not are zeros. It
+// returns how many of each; pages that have been written since they were lost are neither.
+func (g *Segment) Reclaim(first, last uint64) (o Offered) {
+	g.eachWord(first, last, func(l *leaf, i uint, w pte) {
+		switch {
+		case w.kind() == kindZero && w&lost != 0:
+			g.sys.rec.set(l, i, committed)
+			o.Lost++
+		case w.hasFrame() && g.sys.reclaim(w):
+			g.sys.setPriority(w.frame(), g.rulePriority())
+			o.Reclaimed++
 		}
-		key, o.Reclaimed = k, o.Reclaimed+n
-	}
-	s := g.sys
-	s.pfn.Lock()
-	defer s.pfn.Unlock()
-	o.Lost = s.lost[g.id]
-	delete(s.lost, g.id)
+	})
 	return o
 }
 
-func (g *Segment) reclaimView(key uint64) (at, n uint64, ok bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	at, id := g.nextLeaf(key)
-	if id == 0 {
-		return 0, 0, false
+// rulePriority is the rule's while the segment's lock is held, by a closure in which the analyser cannot see that.
+//
+// +checklocksignore
+func (g *Segment) rulePriority() uint8 { return g.rule.Priority }
+
+// offer and reclaim are called from closures that run under the PFN lock, which the analyser cannot see.
+//
+// +checklocksignore
+func (s *System) offer(w pte, priority uint8) bool {
+	stale, offered := s.pfn.Offer(w.frame(), priority)
+	if offered {
+		s.freeLocation(location(stale))
 	}
-	s := g.sys
-	s.pfn.Lock()
-	defer s.pfn.Unlock()
-	for _, w := range s.rec.slice(s.rec.leaves.At(id)) {
-		if w.hasFrame() && s.pfn.Reclaim(w.frame()) {
-			s.pfn.SetPriority(w.frame(), g.rule.Priority)
-			n++
+	return offered
+}
+
+// +checklocksignore
+func (s *System) reclaim(w pte) bool { return s.pfn.Reclaim(w.frame()) }
+
+// eachWord calls f for the PTEs of the pages first..last that have records, under the segment's lock and the PFN lock, a view at a
+// time.
+func (g *Segment) eachWord(first, last uint64, f func(l *leaf, i uint, w pte)) {
+	for key := first >> viewShift; ; key++ {
+		g.mu.Lock()
+		k, id := g.nextLeaf(key)
+		if id == 0 || k > last>>viewShift {
+			g.mu.Unlock()
+			return
 		}
+		lo, hi := within(k, first, last)
+		s := g.sys
+		s.pfn.Lock()
+		l := s.rec.leaves.At(id)
+		for i, w := range s.rec.slice(l) {
+			if lo <= uint(i) && uint(i) <= hi {
+				f(l, uint(i), w)
+			}
+		}
+		s.pfn.Unlock()
+		g.mu.Unlock()
+		key = k
 	}
-	return at, n, true
 }
 
 // lose makes an offered page, whose frame is taken, zeros. The PFN lock is held.
 func (s *System) lose(l *leaf, i uint) {
-	s.rec.set(l, i, committed)
-	s.lost[l.seg]++
+	s.rec.set(l, i, committed|lost)
 	s.n.pagesLost.Add(1)
 }

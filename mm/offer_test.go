@@ -16,7 +16,7 @@ func TestOffer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	n, err := m.g.Offer(0)
+	n, err := m.g.Offer(0, MaxSize>>PageShift, 0)
 	if err != nil || n != 40 {
 		t.Fatalf("%d pages offered, %v", n, err)
 	}
@@ -37,7 +37,7 @@ func TestOffer(t *testing.T) {
 		}
 	}
 	m.check()
-	o := m.g.Reclaim()
+	o := m.g.Reclaim(0, MaxSize>>PageShift)
 	m.check()
 	if o.Lost == 0 || o.Reclaimed+o.Lost != 39 {
 		t.Fatalf("%+v", o)
@@ -58,12 +58,12 @@ func TestOffer(t *testing.T) {
 	if m.g.Pages() != 40 {
 		t.Error("a lost page is promised no more")
 	}
-	if o := m.g.Reclaim(); o != (Offered{}) {
+	if o := m.g.Reclaim(0, MaxSize>>PageShift); o != (Offered{}) {
 		t.Errorf("once more: %+v", o)
 	}
 
 	// Offered and emptied, deleted, moved to other frames.
-	if _, err := m.g.Offer(3); err != nil {
+	if _, err := m.g.Offer(0, MaxSize>>PageShift, 3); err != nil {
 		t.Fatal(err)
 	}
 	m.g.Punch(0, 4)
@@ -79,7 +79,7 @@ func TestOffer(t *testing.T) {
 	if _, err := m.g.SetRule(rule); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.g.Offer(0); !errors.Is(err, StatusInvalidParameter) {
+	if _, err := m.g.Offer(0, MaxSize>>PageShift, 0); !errors.Is(err, StatusInvalidParameter) {
 		t.Errorf("offering pinned pages: %v", err)
 	}
 	other.Delete()
@@ -242,5 +242,50 @@ func TestAgeing(t *testing.T) {
 	}
 	m.check()
 	p.Delete()
+	m.close()
+}
+
+// TestOfferRange: of a range that is offered, those pages are lost or reclaimed that lie in it, and no other; what was written
+// since it was lost is neither.
+func TestOfferRange(t *testing.T) {
+	m := newPagedMachine(t, Config{}, 128, [2]uint64{1000, 0})
+	for n := range uint64(80) {
+		mustDo(t, m.g.Write(int64(n)*PageSize, content(n)))
+	}
+	if n, err := m.g.Offer(10, 69, 0); err != nil || n != 60 {
+		t.Fatalf("%d pages offered, %v", n, err)
+	}
+	m.check()
+	if o := m.g.Reclaim(60, 79); o != (Offered{Reclaimed: 10}) {
+		t.Errorf("the end of it: %+v", o)
+	}
+	m.s.EmptyStandby0()
+	m.check()
+	m.g.Each(0, 80, func(p PageInfo) bool {
+		if lost := p.Index >= 10 && p.Index < 60; lost != (p.State == StateCommitted) || lost != (p.Why == "Lost") {
+			t.Errorf("%+v", p)
+		}
+		return true
+	})
+	mustDo(t, m.g.Write(20*PageSize, content(1)))
+	m.g.Punch(30, 31)
+	if o := m.g.Reclaim(0, 39); o != (Offered{Lost: 27}) {
+		t.Errorf("the beginning: %+v", o)
+	}
+	if o := m.g.Reclaim(0, MaxSize>>PageShift); o != (Offered{Lost: 20}) {
+		t.Errorf("the rest: %+v", o)
+	}
+	for n := range uint64(80) {
+		want := content(n)
+		switch {
+		case n == 20:
+			want = content(1)
+		case n >= 10 && n < 60:
+			want = make([]byte, PageSize)
+		}
+		if !bytes.Equal(readPage(t, m.g, n), want) {
+			t.Errorf("page %d holds something else", n)
+		}
+	}
 	m.close()
 }

@@ -10,7 +10,8 @@ import (
 //
 //	bits 0–2   kind
 //	bit  3     committed (only of a zero or shared word; every other kind is committed)
-//	bit  4     accessed since it was last looked at (only of a valid or shared word of a process's memory)
+//	bit  4     accessed since it was last looked at (only of a valid or shared word of a process's memory);
+//	           lost since it was offered (only of a zero word)
 //	valid, transition:  bits 32–63  frame
 //	shared:             bits 16–55  owner: the prototype PTE of the file's page, or the combined one, which is valid
 //	combined:           bits 16–63  number of the combined page (combine.go)
@@ -34,6 +35,7 @@ const (
 const (
 	committed pte = 8
 	accessed  pte = 16
+	lost      pte = 16
 )
 
 func (w pte) kind() int        { return int(w & kindMask) }

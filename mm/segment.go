@@ -221,7 +221,6 @@ func (g *Segment) Delete() {
 	g.mu.Unlock()
 	g.Punch(0, MaxSize>>PageShift)
 	g.sys.pfn.Lock()
-	delete(g.sys.lost, g.id)
 	delete(g.sys.rec.limits, g.id)
 	g.sys.pfn.Unlock()
 	g.retire()
@@ -500,6 +499,9 @@ func (s *System) pageInfo(index uint64, w pte, host bool) PageInfo {
 		at = 0
 		if w.isCommitted() {
 			p.State = StateCommitted
+		}
+		if w&lost != 0 {
+			p.Why = "Lost"
 		}
 	case kindPaged:
 		p.State, p.Why = StatePaged, w.departure().String()

@@ -410,12 +410,17 @@ func (s *System) trimLoop(t *thread) {
 // Trim unmaps every view of the segment in the host. It returns the pages that left the working set. It waits for the
 // host: no lock may be held, and no handler of a READ or WRITE may call it.
 func (g *Segment) Trim() (moved uint64, err error) {
+	return g.trimViews(0, MaxSize>>PageShift>>viewShift)
+}
+
+// trimViews is Trim for the views first..last.
+func (g *Segment) trimViews(first, last uint64) (moved uint64, err error) {
 	s := g.sys
 	s.cache.turn <- struct{}{}
 	defer func() { <-s.cache.turn }()
-	key := uint64(0)
+	key := first
 	for {
-		views, next := g.takeViews(key)
+		views, next := g.takeViews(key, last)
 		if len(views) == 0 {
 			return moved, err
 		}
@@ -426,8 +431,8 @@ func (g *Segment) Trim() (moved uint64, err error) {
 	}
 }
 
-// takeViews takes adjacent mapped views from key on off the queue.
-func (g *Segment) takeViews(key uint64) (views []trimming, next uint64) {
+// takeViews takes adjacent mapped views among key..last off the queue.
+func (g *Segment) takeViews(key, last uint64) (views []trimming, next uint64) {
 	s := g.sys
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -435,7 +440,7 @@ func (g *Segment) takeViews(key uint64) (views []trimming, next uint64) {
 	defer s.pfn.Unlock()
 	for len(views) < trimViews {
 		k, id := g.nextLeaf(key)
-		if id == 0 {
+		if id == 0 || k > last {
 			break
 		}
 		l := s.rec.leaves.At(id)

@@ -104,9 +104,9 @@ var FileVerbs = append([]Verb[*Target]{
 		Help: "read pages back from their page files: LEN bytes from OFF on, or to the end of the file"},
 	{Words: "discard", Range: true, Launders: true, Run: discardFiles,
 		Help: "make LEN bytes from OFF on zeros, or all to the end, and give their space back; the size stays"},
-	{Words: "offer", Launders: true, Run: offerFiles,
-		Help: "let the pages that are in memory be lost, first of all, when frames are wanted; they are zeros then"},
-	{Words: "reclaim", Run: reclaimFiles, Help: "undo offer, and say how many pages were lost"},
+	{Words: "offer", Range: true, Launders: true, Run: offerFiles,
+		Help: "let whole pages that are in memory be lost, first of all, when frames are wanted; they are zeros then"},
+	{Words: "reclaim", Range: true, Run: reclaimFiles, Help: "undo offer, and say how many pages were lost"},
 }, append(faultVerbs(), ruleVerbs()...)...)
 
 func trimMount(m *Mount, _ Args) ([]Tally, error) {

@@ -97,9 +97,9 @@ type File interface {
 	Trim() (uint64, error)
 	Flush() (uint64, error)
 	Prefetch(off, n int64) (uint64, error)
-	Discard(off, n int64) error // n < 0 is to the end
-	Offer(priority uint8) (uint64, error)
-	Reclaim() mm.Offered
+	Discard(off, n int64) error                         // n < 0 is to the end
+	Offer(off, n int64, priority uint8) (uint64, error) // the same
+	Reclaim(off, n int64) mm.Offered
 	Rule() mm.Rule
 	Bound() (trimmed, evicted uint64, err error) // to the rule's working-set limit, at once
 	Faults() mm.FaultCounts

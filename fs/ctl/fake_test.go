@@ -104,12 +104,12 @@ func (f *fakeFile) Info() mapping.Info {
 }
 func (f *fakeFile) Blocks() uint64 { return uint64(len(f.pages)) * 8 }
 
-func (f *fakeFile) Offer(priority uint8) (uint64, error) {
-	f.calls = append(f.calls, fmt.Sprintf("Offer(%d)", priority))
+func (f *fakeFile) Offer(off, n int64, priority uint8) (uint64, error) {
+	f.calls = append(f.calls, fmt.Sprintf("Offer(%d,%d,%d)", off, n, priority))
 	return 8, f.err
 }
-func (f *fakeFile) Reclaim() mm.Offered {
-	f.calls = append(f.calls, "Reclaim")
+func (f *fakeFile) Reclaim(off, n int64) mm.Offered {
+	f.calls = append(f.calls, fmt.Sprintf("Reclaim(%d,%d)", off, n))
 	return mm.Offered{Reclaimed: 5, Lost: 3}
 }
 func (f *fakeFile) EachPage(first, n uint64, do func(mm.PageInfo) bool) {

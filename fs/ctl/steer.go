@@ -110,17 +110,17 @@ func combine(m *Mount, _ Args) ([]Tally, error) {
 }
 
 // offerFiles lets pages be lost before all others: they wait on the lowest standby list.
-func offerFiles(t *Target, _ Args) ([]Tally, error) {
+func offerFiles(t *Target, r Args) ([]Tally, error) {
 	return t.each([]Tally{{Name: "offered"}}, func(f File, moved []Tally) error {
-		n, err := f.Offer(0)
+		n, err := f.Offer(r.Off, r.Len, 0)
 		moved[0].N += n
 		return err
 	})
 }
 
-func reclaimFiles(t *Target, _ Args) ([]Tally, error) {
+func reclaimFiles(t *Target, r Args) ([]Tally, error) {
 	return t.each([]Tally{{Name: "reclaimed"}, {Name: "lost"}}, func(f File, moved []Tally) error {
-		o := f.Reclaim()
+		o := f.Reclaim(r.Off, r.Len)
 		moved[0].N += o.Reclaimed
 		moved[1].N += o.Lost
 		return nil
