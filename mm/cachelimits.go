@@ -13,7 +13,7 @@ type CacheLimits struct {
 func (s *System) SystemCache() (limits CacheLimits, pages uint64) {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	return s.cache.bounds, s.cache.pages
+	return s.cache.bounds, s.hostPages()
 }
 
 // SetSystemCache bounds the system cache's working set, and trims it to that. It returns the pages that left.
@@ -25,6 +25,7 @@ func (s *System) SetSystemCache(c CacheLimits) (moved uint64, err error) {
 	ok := (c.Max == 0 || c.Min <= c.Max) && c.Min <= share && c.Max <= share
 	if ok {
 		s.cache.bounds = c
+		s.noRoom()
 	}
 	s.pfn.Unlock()
 	if !ok {

@@ -14,7 +14,8 @@ import (
 //   - a valid page of a file is in a mapped view, of the host's or of a process's;
 //   - each PTE of a process that maps a file's page finds it valid, and is counted there;
 //   - a locked page of a process is valid and held, and each working set is counted right;
-//   - the host's pages and the queue of views are counted right, and what files with a limit have;
+//   - the host's pages and the queue of views are counted right, and what files with a limit have; all parts of the PFN lock
+//     together have no more room for pages of the host's than there is;
 //   - every used slot belongs to exactly one page, or to I/O under way;
 //   - what words and records hold adds up to the attached commit, and that to no more than is charged; files hold no
 //     more than they may.
@@ -44,7 +45,7 @@ type checking struct {
 	found     uint64                     // bits set in owned
 	inFlight  uint64                     // pages under I/O or pinned in Transition: each may own a slot not found here
 	committed uint64
-	hostPages uint64
+	hostPages [pfn.Parts]uint64 // by part
 	mapped    uint64
 	resident  map[uint32]uint64     // pages in working sets of private segments, by segment
 	shares    map[pfn.Frame]uint32  // PTEs of processes that map a file's page, by frame
@@ -77,7 +78,7 @@ func (s *System) checkLeaves(c *checking) {
 		if l.flags&leafPrivate != 0 {
 			s.checkPrivate(c, id, l)
 		} else {
-			c.hostPages += uint64(bits.OnesCount64(l.host))
+			c.hostPages[partOf(l.seg)] += uint64(bits.OnesCount64(l.host))
 		}
 		if l.flags&leafMapped != 0 {
 			c.mapped++
@@ -199,8 +200,16 @@ func (s *System) checkQueue(c *checking) {
 	if n != c.mapped || n != s.cache.views {
 		c.bad("%d mapped views, %d on the queue, counted %d", c.mapped, n, s.cache.views)
 	}
-	if c.hostPages != s.cache.pages {
-		c.bad("the host may hold %d pages, counted %d", c.hostPages, s.cache.pages)
+	var room uint64
+	for i, n := range c.hostPages {
+		if t := &s.tallies[i]; n != t.hostPages {
+			c.bad("the host may hold %d pages of part %d, counted %d", n, i, t.hostPages)
+		}
+		room += s.tallies[i].room
+	}
+	held, most := s.hostPages()+s.cache.leaving+s.cache.foreign, s.cache.most(true)
+	if room > 0 && held+room > most {
+		c.bad("the host may hold %d pages and %d more before anybody looks, but %d at most", held, room, most)
 	}
 }
 

@@ -28,7 +28,8 @@ func TestCheckFinds(t *testing.T) {
 			s.rec.set(l, 0, transitionPTE(s.rec.word(l, 0).frame()))
 		}, "PTE kind"},
 		{"a frame that does not exist", func(s *System, l *leaf) { s.rec.set(l, 0, validPTE(1<<30)) }, "does not exist"},
-		{"the host's pages are miscounted", func(s *System, l *leaf) { s.cache.pages++ }, "counted"},
+		{"the host's pages are miscounted", func(s *System, l *leaf) { s.tallies[0].hostPages++ }, "counted"},
+		{"parts have more room than there is", func(s *System, l *leaf) { s.tallies[2].room = 64 }, "before anybody looks"},
 		{"a view drops off the queue", func(s *System, l *leaf) { s.cache.head = 0 }, "mapped views"},
 		{"a word is miscounted", func(s *System, l *leaf) { l.live++ }, "live words"},
 		{"a page is never charged", func(s *System, l *leaf) { s.rec.set(l, 50, committed) }, "attached"},

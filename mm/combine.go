@@ -573,7 +573,7 @@ type combinedRead struct {
 func (r *reading) fetchCombined() (err error) {
 	s := r.g.sys
 	for _, c := range r.combined {
-		n := reading{g: s.combined.seg, first: c.number, last: c.number, set: s.newReadSet(1), sharing: true}
+		n := reading{g: s.combined.seg, first: c.number, last: c.number, set: s.combined.seg.newReadSet(1), sharing: true}
 		n.bounce = func(uint64) []byte { return r.buffer(c.page) }
 		e := n.do(false)
 		if e == nil && r.maps() {

@@ -6,7 +6,7 @@ import (
 	"memfs/mm/pfn"
 )
 
-// counters are the live figures behind Counters.
+// counters are the live figures behind Counters. A part of some is in the tallies.
 type counters struct {
 	pageFaults, demandZeroFaults, transitionFaults, hardFaults, collidedFaults, holeReads, writeCopies atomic.Uint64
 	pageReads, pagesInput, pageWrites, pagesOutput, bouncedReads, directWrites                         atomic.Uint64
@@ -20,11 +20,19 @@ type counters struct {
 func (s *System) Snapshot() Snapshot {
 	s.pfn.Lock()
 	c := s.pfn.Counts()
-	pages, views, limit := s.cache.pages+s.cache.leaving+s.cache.foreign, s.cache.views, s.cache.most(false)
+	pages, views, limit := s.hostPages()+s.cache.leaving+s.cache.foreign, s.cache.views, s.cache.most(false)
 	locked := s.locked
 	combined, sharers := s.combined.live, s.combined.refs
 	budget, frames := s.budget, s.pfn.Frames()
 	resource := s.resource()
+	var parts tally
+	for i := range s.tallies {
+		t := &s.tallies[i]
+		parts.soft += t.soft
+		parts.holes += t.holes
+		parts.aheadHits += t.aheadHits
+		parts.views += t.views
+	}
 	s.pfn.Unlock()
 	n := &s.n
 	snap := Snapshot{
@@ -34,15 +42,15 @@ func (s *System) Snapshot() Snapshot {
 		HostPages: pages, HostLimit: limit, Views: views, Locked: locked,
 		RecordBytes: s.recordBytes(),
 		Counters: Counters{
-			PageFaults: n.pageFaults.Load(), DemandZeroFaults: n.demandZeroFaults.Load(),
-			TransitionFaults: n.transitionFaults.Load(), HardFaults: n.hardFaults.Load(),
+			PageFaults: n.pageFaults.Load() + parts.soft, DemandZeroFaults: n.demandZeroFaults.Load(),
+			TransitionFaults: n.transitionFaults.Load() + parts.soft, HardFaults: n.hardFaults.Load(),
 			WriteCopies:    n.writeCopies.Load(),
-			CollidedFaults: n.collidedFaults.Load(), HoleReads: n.holeReads.Load(),
-			PagesReadAhead: n.pagesReadAhead.Load(), ReadAheadHits: n.readAheadHits.Load(),
+			CollidedFaults: n.collidedFaults.Load(), HoleReads: n.holeReads.Load() + parts.holes,
+			PagesReadAhead: n.pagesReadAhead.Load(), ReadAheadHits: n.readAheadHits.Load() + parts.aheadHits,
 			PageReads: n.pageReads.Load(), PagesInput: n.pagesInput.Load(),
 			PageWrites: n.pageWrites.Load(), PagesOutput: n.pagesOutput.Load(),
 			BouncedReads: n.bouncedReads.Load(), DirectWrites: n.directWrites.Load(),
-			ViewsMapped: n.viewsMapped.Load(), ViewsTrimmed: n.viewsTrimmed.Load(),
+			ViewsMapped: n.viewsMapped.Load() + parts.views, ViewsTrimmed: n.viewsTrimmed.Load(),
 			PagesTrimmed: n.pagesTrimmed.Load(), PagesFreed: n.pagesFreed.Load(),
 			Laundered: n.laundered.Load(), Invalidations: n.invalidations.Load(),
 			Repurposed: c.Repurposed, PagesStolen: c.Stolen, PagesEmptied: c.Emptied, PagesLimited: c.Limited, ZeroedPages: n.zeroedPages.Load(),

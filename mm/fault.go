@@ -14,6 +14,7 @@ type ReadSet struct {
 	sys    *System
 	slices [][]byte
 	frames []pfn.Frame // pinned; 0 where the bytes are not in a frame
+	part   pfn.Part    // of the PFN lock, which they belong to if they are the segment's own
 	size   int
 
 	// Soft and Hard are how many of the pages came back from a list, and from a store.
@@ -40,18 +41,25 @@ func (r *ReadSet) Done() {
 }
 
 func (r *ReadSet) unpin() {
-	r.sys.pfn.Lock()
-	defer r.sys.pfn.Unlock()
+	db := r.sys.pfn
+	h := db.LockPart(r.part)
+	all := db.UnpinPart(r.part, r.frames)
+	db.UnlockPart(h)
+	if all {
+		return
+	}
+	db.Lock()
+	defer db.Unlock()
 	for _, f := range r.frames {
 		if f != 0 {
-			r.sys.pfn.Unpin(f)
+			db.Unpin(f)
 		}
 	}
 }
 
-func (s *System) newReadSet(pages uint64) *ReadSet {
+func (g *Segment) newReadSet(pages uint64) *ReadSet {
 	r := readSets.Get().(*ReadSet)
-	r.sys = s
+	r.sys, r.part = g.sys, partOf(g.id)
 	for range pages {
 		r.slices = append(r.slices, nil)
 		r.frames = append(r.frames, 0)
@@ -107,9 +115,10 @@ func (g *Segment) ReadPast(off int64, n int, reply []byte) (*ReadSet, error) {
 // read is Read as a part of another request. host says that the host will keep the pages, cached that it has none of them.
 func (g *Segment) read(off int64, n int, reply []byte, host, cached bool) (*ReadSet, error) {
 	first, last := uint64(off)>>PageShift, uint64(off+int64(n)-1)>>PageShift
-	set := g.sys.newReadSet(last - first + 1)
-	r := &set.reading
-	*r = reading{g: g, first: first, last: last, set: set, cached: cached, sharing: true, off: off, reply: reply[:min(n, len(reply))]}
+	set := g.newReadSet(last - first + 1)
+	r := &set.reading // zero: Done has seen to it
+	r.g, r.first, r.last, r.set, r.cached, r.sharing = g, first, last, set, cached, true
+	r.off, r.reply = off, reply[:min(n, len(reply))]
 	if err := r.do(host); err != nil {
 		r.set.Done()
 		return nil, err
@@ -329,6 +338,9 @@ func (r *reading) passView(id uint32, p, end uint64, host bool) (wait *pageIO) {
 		}
 		return nil
 	}
+	if r.passPart(id, p, end, host) {
+		return nil
+	}
 	var soft, holes uint64
 	l := s.rec.leaves.At(id)
 	s.pfn.Lock()
@@ -427,7 +439,7 @@ func (r *reading) queue(id uint32, l *leaf, i uint, p uint64) {
 // alloc takes a frame for a page; 0 if none is left. The writer is woken before it comes to that. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) alloc(o owner, original location, zero bool) (pfn.Frame, bool) {
-	f, zeroed := s.pfn.Alloc(uint64(o), uint64(original), zero, 0)
+	f, zeroed := s.pfn.Alloc(partOf(s.rec.leaves.At(o.leaf()).seg), uint64(o), uint64(original), zero, 0)
 	if f == 0 || s.pfn.Available() < s.lowFrames() {
 		s.writer.kick()
 		s.trimmer.kick()
@@ -542,7 +554,7 @@ func (g *Segment) Prefetch(first, last uint64) (uint64, error) {
 
 func (g *Segment) prefetchView(lo, hi uint64) (uint64, error) {
 	before := g.sys.n.pagesInput.Load()
-	r := reading{g: g, first: lo, last: hi, set: g.sys.newReadSet(hi - lo + 1), sharing: true}
+	r := reading{g: g, first: lo, last: hi, set: g.newReadSet(hi - lo + 1), sharing: true}
 	err := r.do(false)
 	s := g.sys
 	// What the read made valid is in no view: out of the working set with it again.

@@ -9,7 +9,8 @@ import "memfs/mm/pfn"
 func (s *System) AddHostPages(n int) {
 	s.pfn.Lock()
 	s.cache.foreign += uint64(n)
-	over := n > 0 && s.cache.pages+s.cache.leaving+s.cache.foreign > s.cache.limit
+	s.noRoom()
+	over := n > 0 && s.hostPages()+s.cache.leaving+s.cache.foreign > s.cache.limit
 	s.pfn.Unlock()
 	if over {
 		s.trimmer.kick()

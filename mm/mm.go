@@ -46,7 +46,8 @@
 //
 //	Segment.mu               structure of its tree, I/O records, stores under way; one segment at a time, and behind it
 //	                         that of combined pages
-//	  PFN lock (pfn.Database) frames, lists, all PTE words, the queue of views
+//	  PFN lock (pfn.Database) frames, lists, all PTE words, the queue of views; or one of its parts
+//	    systemCache.joining  the young end of the queue of views, for who has a part only
 //	    recordBook.mu         bytes of records
 //	      commit.mu           charges
 //	        pageFile.mu       slot bitmap
@@ -55,6 +56,10 @@
 //
 // recordBook.syncing, held while the memory of record frames goes back to the host, comes before the PFN lock. Whoever
 // changes the memory holds a token (System.resizing), which nobody waits for.
+//
+// A part of the PFN lock, and the segment's lock with it, is enough to read pages that are in frames: to turn transition words
+// into valid ones, set accessed and host bits, pin and unpin (part.go). Each segment belongs to one part. Whatever else changes
+// takes the whole lock, and so does whoever reads what is not one segment's.
 //
 // No lock is held across store I/O, Host calls or Listener calls. A page under I/O is marked in its PTE (inIO) or by its
 // frame's reference; whoever needs it waits on the I/O record with no lock held.
@@ -165,6 +170,7 @@ type System struct {
 	combined   combining
 	zeroPage   []byte
 	n          counters
+	tallies    [pfn.Parts]tally
 
 	segMu sync.Mutex
 	// +checklocks:segMu

@@ -35,10 +35,10 @@ type pressure struct {
 
 const pressureLanes = 16
 
-// lane counts requests under way, in a cache line of its own.
+// lane counts requests under way, in cache lines of its own.
 type lane struct {
 	n atomic.Int64
-	_ [56]byte
+	_ [120]byte
 }
 
 // stallTime is time lost, and the share of time that this was lately.

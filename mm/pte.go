@@ -18,7 +18,8 @@ import (
 //	paged, inIO:        bits 3–5    why it left memory, bits 8–15  page file, bits 16–63  slot + 1 (0 = none)
 //
 // Words change only with the segment's lock and the PFN lock held, except that the PFN lock alone suffices to take the
-// frame away from a valid or transition word, and to turn one into the other. So a word is read under the PFN lock.
+// frame away from a valid or transition word, and to turn one into the other. So a word is read under the PFN lock. A part of
+// that lock, the segment's, stands for it where a transition word becomes valid.
 type pte uint64
 
 const (

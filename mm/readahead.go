@@ -114,7 +114,7 @@ func (r *reading) takeAhead(id uint32, l *leaf, p uint64, at location) pfn.Frame
 	if w := s.rec.word(l, i); r.asked(p) || !w.isPagedAt(at) {
 		return 0
 	}
-	f, _ := s.pfn.Alloc(uint64(makeOwner(id, i)), uint64(at), false, s.lowFrames())
+	f, _ := s.pfn.Alloc(partOf(r.g.id), uint64(makeOwner(id, i)), uint64(at), false, s.lowFrames())
 	if f != 0 {
 		s.pfn.SetPriority(f, r.g.rule.Priority)
 		s.rec.set(l, i, s.rec.word(l, i).as(kindInIO))

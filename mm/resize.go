@@ -197,6 +197,7 @@ func (s *System) adopt(b Budget, r Resized) Resized {
 	b.Size = s.budget.Size // which may have been set meanwhile
 	s.budget = b
 	s.cache.limit = b.hostPages()
+	s.noRoom()
 	s.pfn.Unlock()
 	s.resident.setLimit(residentLimit(b.Frames))
 	s.balancer.kick()
@@ -223,6 +224,7 @@ func (s *System) trimTo(limit uint64, r *Resized) {
 	}
 	s.pfn.Lock()
 	s.cache.limit = min(s.cache.limit, limit)
+	s.noRoom()
 	s.pfn.Unlock()
 }
 
@@ -230,7 +232,8 @@ func (s *System) trimTo(limit uint64, r *Resized) {
 func (s *System) lowerHostLimit(limit uint64) bool {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	s.cache.limit = min(s.cache.limit, max(limit, s.cache.pages+s.cache.leaving))
+	s.cache.limit = min(s.cache.limit, max(limit, s.hostPages()+s.cache.leaving))
+	s.noRoom()
 	return s.cache.limit > limit
 }
 

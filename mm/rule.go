@@ -233,7 +233,7 @@ func (g *Segment) applyToView(key uint64, r Rule) (read uint64, err error) {
 // readView reads all pages of a view back and pins their frames.
 func (g *Segment) readView(key uint64) (*ReadSet, error) {
 	first := key << viewShift
-	r := reading{g: g, first: first, last: first + ViewPages - 1, set: g.sys.newReadSet(ViewPages)}
+	r := reading{g: g, first: first, last: first + ViewPages - 1, set: g.newReadSet(ViewPages)}
 	if err := r.do(false); err != nil {
 		r.set.Done()
 		return nil, err

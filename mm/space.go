@@ -184,7 +184,7 @@ func (s *System) touch(first, last uint64, fault faulter) error {
 // fault makes pages of one view valid and pins them; those for which no frame is left are in buffers.
 func (p *Space) fault(first, last uint64) (*ReadSet, error) {
 	p.relieve(last - first + 1)
-	r := reading{g: p.seg, first: first, last: last, demand: true, sharing: true, set: p.seg.sys.newReadSet(last - first + 1)}
+	r := reading{g: p.seg, first: first, last: last, demand: true, sharing: true, set: p.seg.newReadSet(last - first + 1)}
 	if err := r.do(false); err != nil {
 		r.set.Done()
 		return nil, err

@@ -26,13 +26,14 @@ func (s *System) throttle() {
 func (s *System) farOverLimit() bool {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	far := s.cache.far()
+	far := s.far()
 	s.cache.crowded.Store(far)
 	return far
 }
 
 // far is farOverLimit. The PFN lock is held.
-func (c *systemCache) far() bool {
-	limit := c.most(false)
-	return c.pages+c.leaving > limit+limit/8+trimViews*ViewPages
+// +checklocks:s.pfn.mu
+func (s *System) far() bool {
+	limit := s.cache.most(false)
+	return s.hostPages()+s.cache.leaving > limit+limit/8+trimViews*ViewPages
 }

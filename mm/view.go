@@ -208,7 +208,7 @@ func (v *View) fault(first, last uint64, store bool) (*ReadSet, error) {
 	if err != nil && (store || err != StatusCommitmentLimit) {
 		return nil, err
 	}
-	r := reading{g: g, first: lo, last: hi, demand: true, set: g.sys.newReadSet(hi - lo + 1)}
+	r := reading{g: g, first: lo, last: hi, demand: true, set: g.newReadSet(hi - lo + 1)}
 	if err = r.do(false); err == nil {
 		err = v.enter(first, last, r.set.frames)
 	}

@@ -12,7 +12,7 @@ import (
 // file's mapped views: a page enters when a READ or WRITE shows that the host has it (holes served as zeros included), and
 // leaves when the trimmer has invalidated it in the host. It is bounded by pages, and views leave first-in-first-out.
 //
-// Its fields are guarded by the PFN lock.
+// Its fields are guarded by the PFN lock. How many pages there are is in the tallies, for a part of it suffices to add one.
 type systemCache struct {
 	limit  uint64 // pages: the host's share of the memory
 	bounds CacheLimits
@@ -21,12 +21,12 @@ type systemCache struct {
 	laundry chan struct{} // one write-back of the trimmer's at a time
 
 	foreign uint64 // pages of processes' memory that the host may hold
-	pages   uint64 // bits set in all leaves
 	leaving uint64 // pages of views being trimmed just now: the host may still have them
 	views   uint64
 	head    uint32 // oldest view
 	tail    uint32
-	stamp   uint32 // of the view that was mapped last
+	stamp   uint32     // of the view that was mapped last
+	joining sync.Mutex // held by those who have a part of the PFN lock only, to put a view on the queue
 
 	crowded atomic.Bool // a hint: far was true when last looked at. For requests, which look without the PFN lock
 }
@@ -74,19 +74,21 @@ func (s *System) forgetRefused() {
 // mapHost notes that the host may hold the pages of mask in view l. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
-	if l.flags&leafPrivate != 0 {
+	c, t := &s.cache, &s.tallies[partOf(l.seg)]
+	if t.room > 0 && s.mapHostPart(id, l, mask) || l.flags&leafPrivate != 0 {
 		return
 	}
-	c := &s.cache
 	s.countHost(l, bits.OnesCount64(mask&^l.host))
 	l.host |= mask
 	if l.flags&(leafMapped|leafTrimming) == 0 {
 		s.enqueue(id, l)
 		s.n.viewsMapped.Add(1)
 	}
-	if c.pages+c.leaving+c.foreign > c.most(true) {
+	held, most := s.hostPages()+c.leaving+c.foreign, c.most(true)
+	s.shareRoom(t, most-min(held, most))
+	if held > most {
 		s.trimmer.kick()
-		if c.far() {
+		if s.far() {
 			c.crowded.Store(true)
 		}
 	}
@@ -96,7 +98,7 @@ func (s *System) mapHost(id uint32, l *leaf, mask uint64) {
 // countHost notes that the host may hold n more pages of a view, or fewer. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) countHost(l *leaf, n int) {
-	s.cache.pages += uint64(n)
+	s.tallies[partOf(l.seg)].hostPages += uint64(n)
 	if f := s.limitOf(l); f != nil {
 		f.host += uint64(n)
 	}
@@ -121,6 +123,13 @@ func (s *System) unmapHost(id uint32, l *leaf, mask uint64) {
 // enqueue puts a view at the young end of the queue. The PFN lock is held.
 // +checklocks:s.pfn.mu
 func (s *System) enqueue(id uint32, l *leaf) {
+	s.joinQueue(id, l)
+	s.viewMapped(id, l)
+}
+
+// joinQueue is enqueue of a view of a file that has no limit. The PFN lock is held, or the view's part of it and joining.
+// +checklocksread:s.pfn.mu
+func (s *System) joinQueue(id uint32, l *leaf) {
 	c := &s.cache
 	l.flags |= leafMapped
 	l.prev, l.next = c.tail, 0
@@ -133,7 +142,6 @@ func (s *System) enqueue(id uint32, l *leaf) {
 	c.views++
 	c.stamp++
 	l.stamp = c.stamp
-	s.viewMapped(id, l)
 }
 
 // dequeue takes a view off the queue. The PFN lock is held.
@@ -188,7 +196,7 @@ type trimming struct {
 func (s *System) takeOldest(keep uint64) (seg uint32, views []trimming) {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	left := s.cache.pages
+	left := s.hostPages()
 	for id := s.cache.head; id != 0 && len(views) < trimViews; id = s.cache.head {
 		l := s.rec.leaves.At(id)
 		if n := len(views); n > 0 && (l.seg != seg || l.base != views[n-1].base+ViewPages) {
@@ -362,7 +370,7 @@ func (s *System) trimToLimits(launder bool, stop func() bool) (moved uint64, err
 func (s *System) mustKeep() uint64 {
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
-	if c := &s.cache; c.pages+c.foreign > c.most(s.pfn.Available() < s.lowFrames()) {
+	if c := &s.cache; s.hostPages()+c.foreign > c.most(s.pfn.Available() < s.lowFrames()) {
 		return c.bounds.Min
 	}
 	return s.cache.least()
@@ -375,10 +383,11 @@ func (s *System) overLimit() bool {
 	defer s.pfn.Unlock()
 	low := s.lowFrames()
 	short := s.pfn.Available() < low
-	if s.cache.pages > 0 && s.cache.pages+s.cache.foreign > s.cache.most(short) {
+	pages := s.hostPages()
+	if pages > 0 && pages+s.cache.foreign > s.cache.most(short) {
 		return true
 	}
-	return short && s.pfn.ModifiedCount() < low && s.cache.pages > s.cache.least()
+	return short && s.pfn.ModifiedCount() < low && pages > s.cache.least()
 }
 
 // lowFrames is the low mark of available frames. The PFN lock is held.

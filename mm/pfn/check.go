@@ -3,33 +3,53 @@ package pfn
 import "fmt"
 
 // Check proves the database's invariants and returns every one that does not hold: lists and Active add up to all
-// frames; a frame is on the list of its state, once; flags fit the state. It walks every frame under the PFN lock.
+// frames; a frame is on the list of its state and its part, once; lists are in the order in which frames came to them; flags
+// fit the state. It walks every frame under the PFN lock.
 // +checklocks:d.mu
 func (d *Database) Check() []error {
 	c := checking{onList: make([]bool, len(d.entries))}
-	d.checkList(&c, &d.zeroed, Zeroed, anyPriority)
-	d.checkList(&c, &d.free, Free, anyPriority)
-	d.checkList(&c, &d.modified, Modified, anyPriority)
-	d.checkList(&c, &d.noWrite, ModifiedNoWrite, anyPriority)
-	d.checkList(&c, &d.bad, Bad, anyPriority)
-	for i := range d.standby {
-		d.checkList(&c, &d.standby[i], Standby, i)
+	d.checkList(&c, &d.zeroed, Zeroed, anyPart, anyPriority)
+	d.checkList(&c, &d.free, Free, anyPart, anyPriority)
+	d.checkList(&c, &d.bad, Bad, anyPart, anyPriority)
+	for i := range d.parts {
+		d.checkPart(&c, i)
 	}
 	d.checkRecords(&c)
 	for f := Frame(1); f <= d.top; f++ {
 		d.checkFrame(&c, f)
 	}
-	if c.active != d.active || c.transition != d.transition || c.records != d.records.count || c.retired != d.retired {
-		c.bad("counted %d active, %d transition, %d record frames, %d retired; kept %d, %d, %d, %d",
-			c.active, c.transition, c.records, c.retired, d.active, d.transition, d.records.count, d.retired)
+	var active uint64
+	for i, n := range c.active {
+		if n != d.parts[i].active {
+			c.bad("part %d: counted %d active, kept %d", i, n, d.parts[i].active)
+		}
+		active += n
 	}
-	if sum := c.listed + c.active + c.transition; sum != d.Frames() {
+	if c.transition != d.transition || c.records != d.records.count || c.retired != d.retired {
+		c.bad("counted %d transition, %d record frames, %d retired; kept %d, %d, %d",
+			c.transition, c.records, c.retired, d.transition, d.records.count, d.retired)
+	}
+	if sum := c.listed + active + c.transition; sum != d.Frames() {
 		c.bad("lists, Active and Transition add up to %d of %d frames", sum, d.Frames())
 	}
 	if d.limit > d.top || int(d.top) >= len(d.entries) {
 		c.bad("limit %d, top %d: out of order, of %d frames at most", d.limit, d.top, d.Most())
 	}
 	return c.errs
+}
+
+// +checklocks:d.mu
+func (d *Database) checkPart(c *checking, part int) {
+	p := &d.parts[part]
+	d.checkList(c, &p.modified, Modified, part, anyPriority)
+	d.checkList(c, &p.noWrite, ModifiedNoWrite, part, anyPriority)
+	before := c.listed
+	for i := range p.standby {
+		d.checkList(c, &p.standby[i], Standby, part, i)
+	}
+	if n := c.listed - before; n != p.standing {
+		c.bad("part %d: %d frames on standby, counted %d", part, n, p.standing)
+	}
 }
 
 // checkRecords walks the frames that records took over, which are Active and so on no list that checkList is for.
@@ -47,16 +67,19 @@ func (d *Database) checkRecords(c *checking) {
 	}
 }
 
-// anyPriority says that the frames of a list may have any.
-const anyPriority = -1
+// anyPart and anyPriority say that the frames of a list may have any.
+const (
+	anyPart     = -1
+	anyPriority = -1
+)
 
 // checking is one Check under way: what was found so far.
 type checking struct {
-	errs                        []error
-	onList                      []bool // by frame
-	listed                      uint64
-	active, transition, records uint64
-	retired                     uint64
+	errs                         []error
+	onList                       []bool // by frame
+	listed                       uint64
+	active                       [Parts]uint64
+	transition, records, retired uint64
 }
 
 func (c *checking) bad(format string, args ...any) {
@@ -64,8 +87,8 @@ func (c *checking) bad(format string, args ...any) {
 }
 
 // +checklocks:d.mu
-func (d *Database) checkList(c *checking, l *list, s State, prio int) {
-	var n uint64
+func (d *Database) checkList(c *checking, l *list, s State, part, prio int) {
+	var n, when uint64
 	prev := Frame(0)
 	for f := l.head; f != 0; f = d.entries[f].next {
 		e := &d.entries[f]
@@ -75,14 +98,18 @@ func (d *Database) checkList(c *checking, l *list, s State, prio int) {
 			return
 		case e.state != s:
 			c.bad("frame %d: on list %v in state %v", f, s, e.state)
+		case part != anyPart && int(e.part) != part:
+			c.bad("frame %d: %v on a list of part %d, but of part %d", f, s, part, e.part)
 		case prio != anyPriority && int(e.priority) != prio:
 			c.bad("frame %d: on standby list %d with priority %d", f, prio, e.priority)
 		case e.prev != prev:
 			c.bad("frame %d: back link is %d, want %d", f, e.prev, prev)
+		case e.when < when || e.when >= d.clock:
+			c.bad("frame %d: on list %v out of order", f, s)
 		}
 		c.onList[f] = true
 		c.listed++
-		prev = f
+		prev, when = f, e.when
 		n++
 	}
 	if l.tail != prev || n != l.count {
@@ -93,9 +120,13 @@ func (d *Database) checkList(c *checking, l *list, s State, prio int) {
 // +checklocks:d.mu
 func (d *Database) checkFrame(c *checking, f Frame) {
 	e := &d.entries[f]
+	if e.part >= Parts {
+		c.bad("frame %d: of part %d", f, e.part)
+		return
+	}
 	switch e.state {
 	case Active:
-		c.active++
+		c.active[e.part]++
 		if e.flags&record != 0 {
 			c.records++
 		} else if e.owner == 0 {

@@ -11,9 +11,12 @@ type list struct {
 	count      uint64
 }
 
-// push adds f at the tail. Preconditions: the PFN lock is held; f is on no list.
+// push adds f at the tail. Preconditions: f is on no list.
+// +checklocks:d.mu
 func (d *Database) push(l *list, f Frame) {
 	e := &d.entries[f]
+	e.when = d.clock
+	d.clock++
 	e.prev, e.next = l.tail, 0
 	if l.tail != 0 {
 		d.entries[l.tail].next = f
@@ -24,7 +27,8 @@ func (d *Database) push(l *list, f Frame) {
 	l.count++
 }
 
-// remove takes f off l. Preconditions: the PFN lock is held; f is on l.
+// remove takes f off l. Preconditions: f is on l.
+// +checklocksread:d.mu
 func (d *Database) remove(l *list, f Frame) {
 	e := &d.entries[f]
 	if e.prev != 0 {
@@ -41,11 +45,12 @@ func (d *Database) remove(l *list, f Frame) {
 	l.count--
 }
 
-// moveBefore takes f from its place on l to the one before another frame on it. Preconditions: the PFN lock is held.
+// moveBefore takes f from its place on l to the one before another frame on it, as old as that.
+// +checklocks:d.mu
 func (d *Database) moveBefore(l *list, f, other Frame) {
 	d.remove(l, f)
 	e, o := &d.entries[f], &d.entries[other]
-	e.prev, e.next = o.prev, other
+	e.prev, e.next, e.when = o.prev, other, o.when
 	if o.prev != 0 {
 		d.entries[o.prev].next = f
 	} else {
@@ -56,7 +61,7 @@ func (d *Database) moveBefore(l *list, f, other Frame) {
 }
 
 // listOf returns the list that frames of e's state wait on, nil for Active, Transition and Retired, which have none.
-// +checklocks:d.mu
+// +checklocksread:d.mu
 func (d *Database) listOf(e *entry) *list {
 	switch e.state {
 	case Zeroed:
@@ -64,11 +69,11 @@ func (d *Database) listOf(e *entry) *list {
 	case Free:
 		return &d.free
 	case Standby:
-		return &d.standby[e.priority]
+		return &d.parts[e.part].standby[e.priority]
 	case Modified:
-		return &d.modified
+		return &d.parts[e.part].modified
 	case ModifiedNoWrite:
-		return &d.noWrite
+		return &d.parts[e.part].noWrite
 	case Bad:
 		return &d.bad
 	}

@@ -24,7 +24,7 @@ func (d *Database) Reclaim(f Frame) bool {
 	if e.flags&offer == 0 {
 		return false
 	}
-	d.touched(e)
+	touched(e)
 	if e.state == Standby {
 		d.apply(f, MakeValid)
 		d.apply(f, TrimDirty)
@@ -32,9 +32,8 @@ func (d *Database) Reclaim(f Frame) bool {
 	return true
 }
 
-// touched ends the offer of a page that somebody uses: it is dirty, for no store has it.
-// +checklocks:d.mu
-func (d *Database) touched(e *entry) {
+// touched ends the offer of a page that somebody uses: it is dirty, for no store has it. The lock of its part is held.
+func touched(e *entry) {
 	if e.flags&offer != 0 {
 		e.flags = e.flags&^offer | dirty
 	}

@@ -7,12 +7,17 @@
 // The database has one lock, the PFN lock. The methods marked so want it held; callers batch several under one hold.
 // It is taken after a segment's lock; only the slot bitmap's, commit's and a slab's own locks are taken inside it.
 // No I/O happens under it.
+//
+// What happens most, a soft fault and the end of a pin, takes one part of it only (lock.go). A frame belongs to the part that it
+// was allocated for, and so does the list that it is on if it is Standby, Modified or ModifiedNoWrite. With its part alone
+// it can be pinned, go from these lists to Active, and be unpinned as long as nothing follows from that (part.go). All else,
+// and whatever puts a frame on a list, takes the whole lock; so the order in which frames came to their lists is one
+// count, and the oldest of all parts is found by it.
 package pfn
 
 import (
 	"fmt"
 	"math"
-	"sync"
 	"unsafe"
 
 	"memfs/mm/offheap"
@@ -46,22 +51,25 @@ type entry struct {
 	next, prev Frame
 	owner      uint64 // whose page, in the owner's own terms; 0 = nobody's
 	original   uint64 // what the owner's PTE becomes when the frame is taken away
+	when       uint64 // it came to its list: a value of Database.clock
 	refs       uint32 // pins and I/O under way
-	stamp      uint32 // when it entered its list, in ticks of Database.Tick
+	shares     uint32 // PTEs of processes that map the page of a file; 0 of a private page
 	state      State
 	priority   uint8
 	flags      uint8
-	why        Event  // brought it into its state
-	shares     uint32 // PTEs of processes that map the page of a file; 0 of a private page
+	why        Event // brought it into its state
+	part       Part  // whose lists it waits on; changes under the whole lock
 }
 
 // Database is the arena and its entries.
 type Database struct {
 	arena   []byte
-	mem     []byte // of the entries
-	entries []entry
+	mem     []byte  // of the entries
+	entries []entry // +checklocksignore: one is guarded by its part of the lock
 
-	mu sync.Mutex
+	mu partRWMutex
+	// +checklocks:mu
+	parts [Parts]part
 	// +checklocks:mu
 	restore func(owner, original uint64, why Departure)
 	// +checklocks:mu
@@ -73,15 +81,7 @@ type Database struct {
 	// +checklocks:mu
 	free list
 	// +checklocks:mu
-	standby [Priorities]list
-	// +checklocks:mu
-	modified list
-	// +checklocks:mu
-	noWrite list
-	// +checklocks:mu
 	bad list
-	// +checklocks:mu
-	active uint64
 	// +checklocks:mu
 	transition uint64
 	// +checklocks:mu
@@ -99,7 +99,7 @@ type Database struct {
 	// +checklocks:mu
 	hand Frame // where the next search for a clean Active frame starts
 	// +checklocks:mu
-	now uint32
+	clock uint64 // ticks of Tick, and in the low tickShift bits a count of what came to a list since
 	// +checklocks:mu
 	wipe bool // frames are zeroed when they become free
 }
@@ -165,6 +165,14 @@ func (d *Database) Lock() { d.mu.Lock() }
 // +checklocksrelease:d.mu
 func (d *Database) Unlock() { d.mu.Unlock() }
 
+// LockPart takes one part of the PFN lock at least: who holds it must not take another, nor all of it.
+// +checklocksacquireread:d.mu
+func (d *Database) LockPart(p Part) Hold { return d.mu.RLock(p) }
+
+// UnlockPart releases what LockPart took.
+// +checklocksreleaseread:d.mu
+func (d *Database) UnlockPart(h Hold) { d.mu.RUnlock(h) }
+
 // Frames is the number of frames in use: all but the Retired ones.
 // +checklocks:d.mu
 func (d *Database) Frames() uint64 { return uint64(d.top) - d.retired }
@@ -187,50 +195,60 @@ func (d *Database) Bytes(f Frame) []byte {
 // +checklocks:d.mu
 func (d *Database) apply(f Frame, ev Event) {
 	e := &d.entries[f]
-	next, ok := Next(e.state, ev)
-	if !ok {
-		panic(fmt.Sprintf("pfn: frame %d: %v in state %v", f, ev, e.state))
-	}
+	next := e.after(f, ev)
 	switch e.state {
 	case Active:
-		d.active--
+		d.parts[e.part].active--
 	case Transition:
 		d.transition--
 	case Retired:
 		d.retired--
-	default:
+	case Zeroed, Free, Bad:
 		d.remove(d.listOf(e), f)
+	default:
+		d.leave(f)
 	}
 	e.state, e.why = next, ev
 	switch next {
 	case Active:
-		d.active++
+		d.parts[e.part].active++
 	case Transition:
 		d.transition++
 	case Retired:
 		d.retired++
+	case Standby:
+		d.parts[e.part].standing++
+		fallthrough
 	default:
-		e.stamp = d.now
 		d.push(d.listOf(e), f)
 	}
+}
+
+// after is the state to which ev takes f, whose entry e is. It panics where the table has none.
+func (e *entry) after(f Frame, ev Event) State {
+	next, ok := Next(e.state, ev)
+	if !ok {
+		panic(fmt.Sprintf("pfn: frame %d: %v in state %v", f, ev, e.state))
+	}
+	return next
 }
 
 // Available is the number of frames that can be had without I/O.
 // +checklocks:d.mu
 func (d *Database) Available() uint64 {
 	n := d.zeroed.count + d.free.count
-	for i := range d.standby {
-		n += d.standby[i].count
+	for i := range d.parts {
+		n += d.parts[i].standing
 	}
 	return n
 }
 
 // Alloc takes a frame for owner, whose PTE will be given original when the frame is taken away again. The frame is in
-// Transition with one reference. It comes from Zeroed or Free (in the order that zero asks for), else from the oldest
+// Transition with one reference, and belongs to part p of the lock. It comes from Zeroed or Free (in the order that zero asks for), else from the oldest
 // page of the lowest standby priority, else a clean Active page gives up its frame. zeroed says whether it is filled
 // with zeros. f is 0 if there is none, or if fewer than reserve would stay available.
 // +checklocks:d.mu
-func (d *Database) Alloc(owner, original uint64, zero bool, reserve uint64) (f Frame, zeroed bool) {
+func (d *Database) Alloc(p Part, owner, original uint64, zero bool, reserve uint64) (f Frame, zeroed bool) {
 	if reserve > 0 && d.Available() <= reserve {
 		return 0, false
 	}
@@ -249,7 +267,7 @@ func (d *Database) Alloc(owner, original uint64, zero bool, reserve uint64) (f F
 		return 0, false
 	}
 	e := &d.entries[f]
-	e.owner, e.original, e.refs, e.shares, e.flags, e.priority = owner, original, 1, 0, 0, DefaultPriority
+	e.owner, e.original, e.refs, e.shares, e.flags, e.priority, e.part = owner, original, 1, 0, 0, DefaultPriority, p
 	return f, zeroed
 }
 
@@ -296,14 +314,12 @@ func (d *Database) giveBack(e *entry, why Departure) {
 	e.owner, e.original = 0, 0
 }
 
-// victim finds the next frame to repurpose: the head of the lowest non-empty standby list, else a clean Active page
+// victim finds the next frame to repurpose: the oldest on the lowest standby lists that are not empty, else a clean Active page
 // that nobody pins. The search for the latter is bounded, so that a fault costs the same in an arena of any size.
 // +checklocks:d.mu
 func (d *Database) victim() Frame {
-	for i := range d.standby {
-		if d.standby[i].head != 0 {
-			return d.standby[i].head
-		}
+	if f := d.oldestStandby(0, Priorities-1); f != 0 {
+		return f
 	}
 	const reach = 512
 	for range min(reach, d.top) {
@@ -364,7 +380,7 @@ func (d *Database) MakeValid(f Frame) (hit bool) {
 	}
 	hit = e.flags&ahead != 0
 	e.flags &^= ahead
-	d.touched(e)
+	touched(e)
 	return hit
 }
 
@@ -485,8 +501,8 @@ func (d *Database) toFree(f Frame) {
 // it, with one reference. 0 if there is none, or none as old as olderThan ticks.
 // +checklocks:d.mu
 func (d *Database) NextModified(olderThan uint32) Frame {
-	f := d.modified.head
-	if f == 0 || d.now-d.entries[f].stamp < olderThan {
+	f := d.oldestModified()
+	if f == 0 || d.clock>>tickShift-d.entries[f].when>>tickShift < uint64(olderThan) {
 		return 0
 	}
 	d.beginWrite(f)
@@ -553,7 +569,7 @@ func (d *Database) ZeroDone(f Frame) {
 // Shrink). 0 if none is available.
 // +checklocks:d.mu
 func (d *Database) TakeRecord() Frame {
-	f, _ := d.Alloc(0, 0, false, 0)
+	f, _ := d.Alloc(0, 0, 0, false, 0)
 	if f == 0 {
 		return 0
 	}
@@ -579,7 +595,11 @@ func (d *Database) Records() uint64 { return d.records.count }
 
 // Tick advances the clock that list ages are counted in.
 // +checklocks:d.mu
-func (d *Database) Tick() { d.now++ }
+func (d *Database) Tick() { d.clock = (d.clock>>tickShift + 1) << tickShift }
+
+// tickShift leaves room for more frames coming to lists in one tick than a machine can do, and for ticks of a second to
+// count for eight years.
+const tickShift = 36
 
 // Info is a copy of one frame's entry.
 type Info struct {
@@ -621,30 +641,39 @@ type Counts struct {
 // +checklocks:d.mu
 func (d *Database) Counts() Counts {
 	c := Counts{
-		Zeroed: d.zeroed.count, Free: d.free.count, Modified: d.modified.count, ModifiedNoWrite: d.noWrite.count,
-		Transition: d.transition, Active: d.active, Bad: d.bad.count, Records: d.records.count, Retired: d.retired,
-		Repurposed: d.repurposed, Stolen: d.departed[Stolen], Emptied: d.departed[Emptied], Limited: d.departed[Limited],
+		Zeroed: d.zeroed.count, Free: d.free.count, Transition: d.transition, Bad: d.bad.count, Records: d.records.count,
+		Retired: d.retired, Repurposed: d.repurposed, Stolen: d.departed[Stolen], Emptied: d.departed[Emptied],
+		Limited: d.departed[Limited],
 	}
-	for i := range d.standby {
-		c.Standby[i] = d.standby[i].count
+	for i := range d.parts {
+		p := &d.parts[i]
+		c.Modified += p.modified.count
+		c.ModifiedNoWrite += p.noWrite.count
+		c.Active += p.active
+		for prio := range p.standby {
+			c.Standby[prio] += p.standby[prio].count
+		}
 	}
 	return c
 }
 
 // ModifiedCount is the length of the Modified list.
 // +checklocks:d.mu
-func (d *Database) ModifiedCount() uint64 { return d.modified.count }
+func (d *Database) ModifiedCount() (n uint64) {
+	for i := range d.parts {
+		n += d.parts[i].modified.count
+	}
+	return n
+}
 
 // PurgeStandby takes every Standby frame of the given priorities away from its page, whose bytes are in its store.
 // It returns how many.
 // +checklocks:d.mu
 func (d *Database) PurgeStandby(lowest, highest int) (n uint64) {
-	for i := lowest; i <= highest; i++ {
-		for f := d.standby[i].head; f != 0; f = d.standby[i].head {
-			d.giveBack(&d.entries[f], Emptied)
-			d.toFree(f)
-			n++
-		}
+	for f := d.oldestStandby(lowest, highest); f != 0; f = d.oldestStandby(lowest, highest) {
+		d.giveBack(&d.entries[f], Emptied)
+		d.toFree(f)
+		n++
 	}
 	return n
 }

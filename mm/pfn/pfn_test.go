@@ -128,7 +128,7 @@ func TestLife(t *testing.T) {
 		}
 		d.mustCheck(t)
 	}
-	f, zeroed := d.Alloc(7, 0, true, 0)
+	f, zeroed := d.Alloc(0, 7, 0, true, 0)
 	if f == 0 || !zeroed {
 		t.Fatalf("Alloc = %d, %v", f, zeroed)
 	}
@@ -154,15 +154,15 @@ func TestLife(t *testing.T) {
 	d.Trim(f)
 	step("trim clean", f, Standby)
 	// The other frame first, then this one is repurposed.
-	a, _ := d.Alloc(8, 0, false, 0)
-	b, zeroed := d.Alloc(9, 0, false, 0)
+	a, _ := d.Alloc(0, 8, 0, false, 0)
+	b, zeroed := d.Alloc(0, 9, 0, false, 0)
 	if a == f || b != f || zeroed {
 		t.Fatalf("allocated %d and %d (zeroed %v), want the free frame and then %d", a, b, zeroed, f)
 	}
 	if len(gave) != 1 || gave[0] != "7:99" {
 		t.Fatalf("given back: %v, want 7:99", gave)
 	}
-	if c, _ := d.Alloc(10, 0, false, 0); c != 0 {
+	if c, _ := d.Alloc(0, 10, 0, false, 0); c != 0 {
 		t.Fatalf("frame %d came from nowhere", c)
 	}
 	d.Unlock()
@@ -174,7 +174,7 @@ func TestStoreDuringPageOut(t *testing.T) {
 	for _, trimmedAgain := range []bool{false, true} {
 		d := newTest(t, 1, nil)
 		d.Lock()
-		f, _ := d.Alloc(1, 0, false, 0)
+		f, _ := d.Alloc(0, 1, 0, false, 0)
 		d.MakeValid(f)
 		d.SetDirty(f)
 		d.Unpin(f)
@@ -204,11 +204,11 @@ func TestStoreDuringPageOut(t *testing.T) {
 func TestDeleteWhilePinned(t *testing.T) {
 	d := newTest(t, 1, nil)
 	d.Lock()
-	f, _ := d.Alloc(1, 0, false, 0)
+	f, _ := d.Alloc(0, 1, 0, false, 0)
 	d.MakeValid(f)
 	d.SetDirty(f)
 	d.Release(f) // pinned by Alloc's reference
-	if g, _ := d.Alloc(2, 0, false, 0); g != 0 {
+	if g, _ := d.Alloc(0, 2, 0, false, 0); g != 0 {
 		t.Fatal("a pinned frame was handed out")
 	}
 	d.mustCheck(t)
@@ -226,7 +226,7 @@ func TestSteal(t *testing.T) {
 	d := newTest(t, 3, func(owner, original uint64, _ Departure) { gave = append(gave, owner) })
 	d.Lock()
 	for owner := uint64(1); owner <= 3; owner++ {
-		f, _ := d.Alloc(owner, owner+100, false, 0)
+		f, _ := d.Alloc(0, owner, owner+100, false, 0)
 		d.MakeValid(f)
 		switch owner {
 		case 1: // stays pinned
@@ -236,10 +236,10 @@ func TestSteal(t *testing.T) {
 		}
 		d.Unpin(f)
 	}
-	if f, _ := d.Alloc(9, 0, false, 0); f == 0 || len(gave) != 1 || gave[0] != 3 {
+	if f, _ := d.Alloc(0, 9, 0, false, 0); f == 0 || len(gave) != 1 || gave[0] != 3 {
 		t.Fatalf("Alloc = %d, taken from %v; want the clean unpinned page of 3", f, gave)
 	}
-	if f, _ := d.Alloc(9, 0, false, 0); f != 0 {
+	if f, _ := d.Alloc(0, 9, 0, false, 0); f != 0 {
 		t.Fatal("a dirty or pinned page gave up its frame")
 	}
 	d.mustCheck(t)
@@ -265,10 +265,10 @@ func TestShrink(t *testing.T) {
 	d.Lock()
 	defer d.Unlock()
 	for owner := uint64(1); owner <= low; owner++ { // the lower frames, all to be freed again but the last
-		at[owner], _ = d.Alloc(owner, 0, false, 0)
+		at[owner], _ = d.Alloc(0, owner, 0, false, 0)
 	}
 	make := func(owner, original uint64, state State) {
-		f, _ := d.Alloc(owner, original, false, 0)
+		f, _ := d.Alloc(0, owner, original, false, 0)
 		at[owner] = f
 		d.Bytes(f)[0] = byte(owner)
 		d.MakeValid(f)
@@ -356,7 +356,7 @@ func TestShrink(t *testing.T) {
 	}
 	d.mustCheck(t)
 	for n := d.Frames(); n > low; n-- {
-		f, zeroed := d.Alloc(n, 0, true, 0)
+		f, zeroed := d.Alloc(0, n, 0, true, 0)
 		if !zeroed || d.Bytes(f)[0] != 0 {
 			t.Fatalf("frame %d, taken back in: zeroed %v, first byte %d", f, zeroed, d.Bytes(f)[0])
 		}

@@ -86,7 +86,7 @@ func (d *Database) evacuate(w *Shrinking, f Frame, reserve uint64) bool {
 		return true
 	}
 	was := e.state
-	to, _ := d.Alloc(0, 0, false, reserve)
+	to, _ := d.Alloc(0, 0, 0, false, reserve)
 	if e.state != was { // the next frame to be used was this one
 		if to != 0 {
 			d.Release(to)
@@ -133,7 +133,6 @@ func (d *Database) relocate(f, to Frame) {
 	}
 	if l := d.listOf(from); l != nil {
 		d.moveBefore(l, to, f)
-		e.stamp = from.stamp
 	}
 	d.moved(from.owner, to)
 	d.toFree(f)
