@@ -167,6 +167,49 @@ func TestVerbsFiles(t *testing.T) {
 	wantVerb(t, m.dir, "^OK written=", "flush", "dir", "--timeout", "1m")
 }
 
+// TestVerbPrefetch brings pages back by the command: of a file, of a range, of a directory, and those of a list of faults from a
+// file, from standard input and from a pipe.
+func TestVerbPrefetch(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.Mkdir(m.path("dir"), 0o755))
+	must(t, writeContent(m.path("dir/a"), 1, 1<<20))
+	must(t, writeContent(m.path("dir/b"), 2, 1<<20))
+	list := filepath.Join(t.TempDir(), "list")
+	must(t, os.WriteFile(list, []byte("Offset Length Kind\n    524288   8192 hard\n0 4096\n# the end\n"), 0o644))
+	sh := func(want, script string) {
+		t.Helper()
+		if m.ctl("empty all"); m.info(t, "dir/a", "Paged") != "256" {
+			t.Fatal("the file is still in memory")
+		}
+		out, err := exec.Command("sh", "-c", "cd "+m.dir+"; memfs=$1 list=$2; "+script, "sh", memfsBinary, list).CombinedOutput()
+		if !strings.Contains(string(out), want) || strings.HasPrefix(want, "OK") != (err == nil) {
+			t.Errorf("%s: %q, %v; want %q", script, out, err, want)
+		}
+	}
+	sh("OK prefetched=256\n", "$memfs prefetch dir/a < /dev/null")
+	sh("OK prefetched=256\n", ": | $memfs prefetch dir/a")
+	sh("OK prefetched=64\n", "$memfs prefetch dir/a 256K 256K < $list") // a view: no more is read ahead
+	sh("OK prefetched=512 files=2 skipped=0\n", "$memfs prefetch dir < /dev/null")
+	for _, replay := range []string{
+		"$memfs prefetch dir/a < $list", "$memfs prefetch dir/a --list $list", "cat $list | $memfs prefetch --list - dir/a",
+	} {
+		sh("OK prefetched=", replay)
+		if got := m.pageMap("dir/a"); got[0] != 'S' || got[64] != 'P' || got[128:130] != "SS" || got[192] != 'P' { // and a little ahead
+			t.Errorf("%s: the map is %s", replay, got)
+		}
+	}
+	// What was recorded, from the file that shows it.
+	must(t, echo(m.path(".proc/files/dir/a/ctl"), "faults start"))
+	wantContent(t, m.path("dir/a"), 1, 1<<20)
+	must(t, echo(m.path(".proc/files/dir/a/ctl"), "faults stop"))
+	sh("OK prefetched=256\n", "$memfs prefetch dir/a < .proc/files/dir/a/faults")
+	sh("a list of faults is of one file", "$memfs prefetch --list $list dir")
+	sh("is no fault", "echo 'dir/b' > $list.names; $memfs prefetch dir/a < $list.names")
+	sh("no fault in it", "$memfs prefetch dir/a --list /dev/null")
+	sh("give one of them", "$memfs prefetch --list $list dir/a 4K")
+	sh("not a number of bytes", "$memfs prefetch dir/a four")
+}
+
 // filesOfDialogue is a line of a dialogue that makes a file.
 var filesOfDialogue = regexp.MustCompile(`(?m)^(pe)?file `)
 

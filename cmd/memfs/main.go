@@ -138,7 +138,7 @@ func newRootCommand() *cobra.Command {
 		return usageError("%v (`%s --help` lists the flags)", err, c.CommandPath())
 	})
 	root.AddCommand(newMountCommand(), newUmountCommand(), newInfoCommand(), newTopCommand(), newPSCommand(), newMapsCommand(),
-		newFilesCommand(), newPagesCommand(), newTrimCommand(), newFlushCommand(), newPinCommand(), newProtectCommand(), newDEPCommand(),
+		newFilesCommand(), newPagesCommand(), newTrimCommand(), newFlushCommand(), newPrefetchCommand(), newPinCommand(), newProtectCommand(), newDEPCommand(),
 		newNXCommand(),
 		newCallCommand(), newRunCommand(), newCheckCommand(),
 		newVersionCommand(), newLaunderCommand(), newSyscallCommand())

@@ -178,6 +178,12 @@ func merged(ranges []Args) (joined []Args) {
 	return joined
 }
 
+// CountFaults is how many faults a list names, which a ctl would replay; an error if it would refuse the list.
+func CountFaults(list []byte) (int, error) {
+	ranges, err := parseFaults(list)
+	return len(ranges), err
+}
+
 // parseFaults reads lines of which the first two words are offset and length.
 func parseFaults(input []byte) (ranges []Args, err error) {
 	for line := range strings.Lines(string(input)) {
