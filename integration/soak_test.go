@@ -55,13 +55,15 @@ func TestSoak(t *testing.T) {
 	repeat(func(round int) error {
 		r := rand.New(rand.NewPCG(seed, uint64(round)))
 		commands := []string{"trim", "flush", "empty standby", "empty modified", "empty workingsets", "empty all", "zero",
-			"memory 24M", "memory 40M", "memory 64M", "combine", "systemcache 1M 4M hard", "systemcache 0 0",
+			"memory 24M", "memory 40M", "memory 64M", "combine", "min 8M", "min 0", "systemcache 1M 4M hard", "systemcache 0 0",
 			"pagefile add " + pages + ",size=1G,prio=3", "pagefile remove 0", "pagefile remove 1"}
 		command := commands[r.IntN(len(commands))]
 		if strings.HasPrefix(command, "pagefile remove") && len(m.pageFiles()) < 2 {
 			return nil // what the jobs write would not fit
 		}
-		_ = m.tryCtl(command) // EBUSY is an answer too
+		_ = m.tryCtl(command)                                                                        // EBUSY is an answer too
+		ofFile := []string{"trim", "flush", "prefetch", "prefetch 0 8M", "priority 1", "priority 6"} // not what makes a write fail
+		_ = echo(m.path(".proc/files", fmt.Sprint("fio", r.IntN(4)), "ctl"), ofFile[r.IntN(len(ofFile))])
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 		return nil
 	})
