@@ -48,6 +48,12 @@ func (t *testFiles) make(path string) *testFile {
 	return f
 }
 
+func (t *testFiles) has(path string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byPath[path] != nil
+}
+
 func (t *testFiles) Open(_ *process.Process, path string, _ uint32, d process.Disposition) (process.File, bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

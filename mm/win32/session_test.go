@@ -222,6 +222,141 @@ func TestNoise(t *testing.T) {
 	}
 }
 
+// TestNoiseInViews is noise about sections, views, files and programs, nearly all of it right in its kind: whatever comes, nothing
+// breaks, and nothing is left when the processes have ended.
+func TestNoiseInViews(t *testing.T) {
+	const n = 30000
+	sys := newSystem(t, 1024, 2048)
+	m := process.NewMachine(sys, process.OptIn, process.Listener{})
+	files := newTestFiles(sys)
+	m.SetFiles(files)
+	makeFiles := func() {
+		for _, line := range []string{
+			`file "/a" size=0x12345 fill=61`, `file "/b" size=100 fill=62`, `file "/empty" size=0 fill=00`,
+			`pefile "/k.dll" va=0x1000 chars=IMAGE_SCN_MEM_READ|IMAGE_SCN_MEM_WRITE data=c3`,
+			`pefile "/app.exe" va=0x1000 chars=IMAGE_SCN_MEM_READ|IMAGE_SCN_MEM_EXECUTE data=c3 filechars=0x22 dllchars=0x160`,
+			`pefile "/old.exe" va=0x1000 chars=IMAGE_SCN_MEM_EXECUTE data=c3 machine=0x14c filechars=0x103 stackreserve=0x800000`,
+		} {
+			if files.has(strings.Split(line, `"`)[1]) {
+				continue
+			}
+			if err := files.prepare(line); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	image := process.Image{Arch: process.X64, LockMemory: true}
+	begin := func() *Session {
+		for _, p := range m.Processes() {
+			m.End(p)
+		}
+		p, err := m.Start(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return NewSession(m, p, func(_, program string) (*process.Process, error) {
+			if program != "" {
+				return m.StartProgram(p, process.Image{Executable: program})
+			}
+			return m.Start(image)
+		})
+	}
+	rnd := rand.New(rand.NewPCG(7, 7))
+	pick := func(list ...string) string { return list[rnd.IntN(len(list))] }
+	// Of a kind of argument the first choices are right somewhere, and taken three times of four.
+	words := map[string][2][]string{
+		"file":    {{`"/a"`, `"/k.dll"`, `"/app.exe"`, `"/b"`}, {`"/empty"`, `"\none"`, `"/new"`, `""`}},
+		"program": {{`"/app.exe"`, `"\old.exe"`}, {`"/k.dll"`, `"/a"`, `"none"`, `"//"`}},
+		"name":    {{"0", `"x"`, `"Local\x"`, `"y"`}, {`"Global\x"`, `"a\b"`, `""`, `"../../x"`, `"Local\"`}},
+		"opened":  {{"$f", "$g", "0", "~0"}, {"$h", "0x40", "0x44", "-6"}},
+		"section": {{"$h", "$i"}, {"$f", "0", "~0", "0x44", "-6"}},
+		"address": {{"$v", "$w", "$v+0x1000", "$w+0x10000"}, {"$v-1", "0", "~0", "0x50000000", "0x7ffe0000", "0x7fffffff0000"}},
+		"base":    {{"0", "0x50000000"}, {"$v", "0x1000", "~0", "0xffff800000000000", "0x7fffffff0000"}},
+		"size":    {{"0", "0x1000", "0x2000"}, {"1", "0x10000", "0x12345", "0x20000", "0x200000", "~0", "0x7fffffffffffffff", "0x100000000"}},
+		"offset":  {{"0"}, {"0x10000", "0x1000", "~0"}},
+		"high":    {{"0"}, {"1", "0x7fffffff", "~0"}},
+		"access": {{"FILE_MAP_READ", "FILE_MAP_WRITE", "FILE_MAP_COPY", "FILE_MAP_ALL_ACCESS"},
+			{"FILE_MAP_EXECUTE|FILE_MAP_READ", "0", "8", "FILE_MAP_WRITE|FILE_MAP_LARGE_PAGES", "~0"}},
+		"rights": {{"GENERIC_READ", "GENERIC_READ|GENERIC_WRITE"}, {"GENERIC_ALL", "0", "DELETE", "~0", "0xffffffff"}},
+		"share":  {{"7"}, {"0", "1", "2", "4", "8"}},
+		"how":    {{"3", "4"}, {"1", "2", "5", "0", "6"}},
+		"flags":  {{"0", "0x80"}, {"FILE_FLAG_DELETE_ON_CLOSE", "0xffffffff"}},
+		"protect": {{"PAGE_READONLY", "PAGE_READWRITE", "PAGE_WRITECOPY"}, {"PAGE_NOACCESS", "PAGE_EXECUTE_READWRITE", "PAGE_EXECUTE_WRITECOPY",
+			"PAGE_EXECUTE_READ", "PAGE_EXECUTE", "PAGE_READWRITE|PAGE_GUARD", "0", "~0"}},
+		"sec": {{"0", "SEC_COMMIT", "SEC_RESERVE", "SEC_IMAGE"}, {"SEC_IMAGE_NO_EXECUTE", "SEC_COMMIT|SEC_NOCACHE", "SEC_COMMIT|SEC_LARGE_PAGES",
+			"SEC_RESERVE|SEC_COMMIT", "SEC_FILE"}},
+		"who":  {{"SELF", "P2", "-1"}, {"NULL", "app", "5"}},
+		"type": {{"0", "MEM_RESERVE"}, {"MEM_TOP_DOWN", "MEM_REPLACE_PLACEHOLDER", "MEM_LARGE_PAGES", "MEM_COMMIT", "~0"}},
+		"free": {{"MEM_RELEASE", "MEM_DECOMMIT"}, {"MEM_RELEASE|MEM_PRESERVE_PLACEHOLDER", "2", "~0"}},
+	}
+	calls := []string{
+		"f = CreateFile file rights share how flags", "g = CreateFile file GENERIC_ALL", "h = CreateFileMapping opened protect|sec high size name",
+		"i = CreateFileMapping ~0 protect 0 0x20000 name", "h = CreateFileMapping $g PAGE_READWRITE 0 size name", "i = OpenFileMapping access 1 name",
+		"h = CreateFileMapping $g PAGE_READONLY|SEC_IMAGE 0 0 name", "v = MapViewOfFile section access high offset size",
+		"w = MapViewOfFile section FILE_MAP_READ 0 0 0", "w = MapViewOfFileEx section access high offset size base",
+		"v = MapViewOfFile2 section who offset base size type protect", "w = MapViewOfFile3 section who base offset size type protect",
+		"w = VirtualAlloc2 who base 0x2000 MEM_RESERVE|MEM_RESERVE_PLACEHOLDER PAGE_NOACCESS",
+		"MapViewOfFile3 section who $w 0 0x2000 MEM_REPLACE_PLACEHOLDER protect", "VirtualFree address size free",
+		"UnmapViewOfFile address", "UnmapViewOfFile2 who address 2", "FlushViewOfFile address size", "GetMappedFileName address",
+		"NtQuerySection section 1", "NtQuerySection section", "CloseHandle section", "CloseHandle opened", "i = DuplicateHandle section access SELF 1",
+		"DuplicateHandle section 0 who 1 2", "SetEndOfFile opened", "SetFilePointerEx opened size 0", "ReadFile opened address size",
+		"WriteFile opened address size", "VirtualProtect address size protect", "VirtualAlloc address size MEM_COMMIT protect",
+		"VirtualQuery address", "Read address 0x1800", "Write address 00112233", "Execute address", "VirtualLock address 0x1000",
+		"VirtualUnlock address size", "QueryWorkingSetEx address", "ReadProcessMemory who address 0x1100",
+		"WriteProcessMemory who address 445566", "CreateProcess program 1", `CreateProcess "app" 1 program`, "EmptyWorkingSet who",
+		"VirtualAlloc address size MEM_RESET protect", "SetHandleInformation section 3 1", "SetHandleInformation section 2 0",
+	}
+	succeeded := make(map[string]bool)
+	var s *Session
+	for i := range n {
+		switch i % 500 {
+		case 0:
+			s = begin()
+			makeFiles()
+		case 250:
+			s.Execute("DeleteFile " + words["file"][0][rnd.IntN(4)])
+		}
+		call := pick(calls...)
+		line := pick("", "", "", "P2: ", "app: ")
+		for j, word := range strings.Fields(call) {
+			parts := strings.Split(word, "|")
+			for k, part := range parts {
+				if choices, ok := words[part]; ok {
+					parts[k] = pick(choices[min(rnd.IntN(4)/3, 1)]...)
+				}
+			}
+			if j > 0 {
+				line += " "
+			}
+			line += strings.Join(parts, "|")
+		}
+		reply, errno := s.Execute(line)
+		if (errno == 0) != (strings.HasPrefix(reply, "OK ") || strings.HasPrefix(reply, "ERR 0 ")) {
+			t.Errorf("%s: %q with errno %v", line, reply, errno)
+		}
+		if strings.HasPrefix(reply, "OK ") {
+			succeeded[call] = true
+		}
+		if i%500 == 499 {
+			for _, err := range append(sys.Check(), m.Check()...) {
+				t.Fatalf("after %s: %v", line, err)
+			}
+		}
+	}
+	for _, call := range calls {
+		if !succeeded[call] {
+			t.Errorf("%s never succeeded: the test says little about it", call)
+		}
+	}
+	for _, p := range m.Processes() {
+		m.End(p)
+	}
+	files.close()
+	if err := sys.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSessionsAtOnce: lines of one session and of several on one machine may be executed at once.
 func TestSessionsAtOnce(t *testing.T) {
 	s := newSession(t, process.Image{Arch: process.X64})
