@@ -181,7 +181,7 @@ func TestSectionDialogues(t *testing.T) {
 	m := mountMemfs(t, options{})
 	before := m.counters("meminfo").get(t, "Committed_AS")
 	args := []string{"run", "--quiet", "-m", m.dir}
-	for _, file := range []string{"sections", "views", "cow", "multi-process", "rules-image", "rules-sharing", "rules-programs", "rules-large-pages"} {
+	for _, file := range []string{"sections", "views", "cow", "multi-process", "rules-sections", "rules-views", "rules-image", "rules-sharing", "rules-programs", "rules-large-pages"} {
 		script := filepath.Join(scratch(t), file)
 		must(t, os.WriteFile(script, mustRead(t, "../mm/win32/testdata/"+file+".txt"), 0o644))
 		args = append(args, script)

@@ -45,6 +45,20 @@ func canonical(name string) string {
 	return name
 }
 
+// sectionName is the canonical name of a section. PathNotFound: backslashes separate directories, of which there are no others;
+// InvalidHandle for the directories themselves.
+func sectionName(name string) (string, error) {
+	rest := canonical(name)
+	bare, _ := strings.CutPrefix(rest, `Global\`)
+	switch {
+	case bare == "" && name != "":
+		return "", InvalidHandle
+	case strings.Contains(bare, `\`):
+		return "", PathNotFound
+	}
+	return rest, nil
+}
+
 // lookUp finds an object by name and takes a reference for a handle to be; nil if there is none.
 func (m *Machine) lookUp(name string) kernelObject {
 	m.objects.Lock()

@@ -245,7 +245,14 @@ func (p *Process) CreateSection(file Handle, flags uint32, size uint64, name str
 	if !sectionProtection(prot) || sec == SecImage|SecNoCache && prot != ReadOnly {
 		return 0, false, InvalidParameter
 	}
-	name = canonical(name)
+	if name, err = sectionName(name); err != nil {
+		return 0, false, err
+	}
+	if ofFile {
+		if err := p.showable(file, prot); err != nil {
+			return 0, false, err
+		}
+	}
 	// A name that is there and cannot be opened is one that is just coming or going.
 	const patience, step = 100, time.Millisecond
 	for tries := 0; ; tries++ {
@@ -309,7 +316,11 @@ func (p *Process) OpenSection(access uint32, inherit bool, name string) (Handle,
 	if name == "" {
 		return 0, InvalidParameter
 	}
-	there, err := p.named(canonical(name), sectionAccess(access), 0)
+	name, err := sectionName(name)
+	if err != nil {
+		return 0, err
+	}
+	there, err := p.named(name, sectionAccess(access), 0)
 	if err != nil {
 		return 0, err
 	}
@@ -365,16 +376,26 @@ func (p *Process) pageFileBacked(s *Section, size uint64, name string) error {
 	return err
 }
 
-// overFile has a section show a file.
-func (p *Process) overFile(s *Section, file Handle, size uint64) error {
-	f, access, done, err := use[*openFile](p, file)
+// showable says whether a section of a protection can be made with the handle of a file. InvalidHandle, AccessDenied.
+func (p *Process) showable(file Handle, prot Protection) error {
+	_, access, done, err := use[*openFile](p, file)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if need := fileAccess(s.protection); access&need != need {
+	if need := fileAccess(prot); access&need != need {
 		return AccessDenied
 	}
+	return nil
+}
+
+// overFile has a section show a file.
+func (p *Process) overFile(s *Section, file Handle, size uint64) error {
+	f, _, done, err := use[*openFile](p, file)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if s.attributes&SecImage != 0 {
 		err = p.machine.imageOf(s, f, size, func(i *image.Image) bool { return mappable(p.image.Arch, i.Machine) })
 	} else {
