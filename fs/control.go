@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -125,6 +126,7 @@ type controlHandle struct {
 	access uint32      // O_RDONLY, O_WRONLY or O_RDWR
 	text   *ctl.Text   // of a readable file
 	stream *ctl.Stream // of one that is rendered while it is read
+	wrote  atomic.Bool // something, since the last flush
 
 	mu sync.Mutex
 	// Of a ctl: what has been answered and not yet read.
@@ -876,6 +878,7 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 	if h == nil || !h.node.writable() {
 		return 0, fuse.EBADF
 	}
+	h.wrote.Store(true)
 	if h.node.isDEP() {
 		if st := h.node.proc.setDEP(data); !st.Ok() {
 			return 0, st
@@ -989,6 +992,9 @@ func (c *controlTree) keepAnswer(n *controlNode, fh uint64, answer []byte) {
 // flush ends a list of faults whose last line has no end.
 func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	h := c.handle(in.Fh)
+	if h != nil && h.wrote.Swap(false) {
+		c.forgetSize(&h.node)
+	}
 	if h == nil || h.node.kind != controlFileRow || !h.node.isCtl() {
 		return fuse.OK
 	}
@@ -998,6 +1004,31 @@ func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Statu
 		return fuse.Status(failed)
 	}
 	return fuse.OK
+}
+
+// forgetSize has the host kernel forget a file that was written to. It thinks that what was written has made it longer, and
+// believes its own size for as long as it knows the file; nobody finds that one any more by its name.
+func (c *controlTree) forgetSize(n *controlNode) {
+	if c.fs.server == nil {
+		return
+	}
+	dir, name := c.placeOf(n)
+	_ = c.fs.server.EntryNotify(dir.id(), name) // it knows nothing of it, or the mount has ended
+}
+
+// placeOf is the directory and the name of a file that can be written to.
+func (c *controlTree) placeOf(n *controlNode) (dir controlNode, name string) {
+	switch n.kind {
+	case controlTop:
+		return controlNode{kind: controlRoot}, ctl.Top[n.row].Name
+	case controlProcessRow:
+		return controlNode{kind: controlProcess, proc: n.proc}, ctl.PerProcess[n.row].Name
+	case controlPolicyRow:
+		return controlNode{kind: controlPolicy}, policyRows[n.row]
+	case controlDirRow:
+		return controlNode{kind: controlDir, real: n.real}, ctl.PerDir[n.row].Name
+	}
+	return controlNode{kind: controlFile, real: n.real}, ctl.PerFile[n.row].Name
 }
 
 // fileCommands is a write to a file's ctl: commands, or a list of faults to be replayed.

@@ -284,3 +284,25 @@ func TestFilesOfManyPages(t *testing.T) {
 		t.Errorf("map of a file of 25600 pages has %d letters", letters)
 	}
 }
+
+// TestControlSizes: a control file has no size, whatever was written to it.
+func TestControlSizes(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.WriteFile(m.path("f"), []byte("text"), 0o644))
+	must(t, os.Mkdir(m.path(".proc/p@x86"), 0o755))
+	for name, line := range map[string]string{
+		"ctl": "trim", "p@x86/ctl": "VirtualQuery 0", "p@x86/dep": "0", "policy/nx": "OptOut", "files/f/ctl": "prefetch",
+		"files/f/priority": "3", "files/:ctl": "trim", "files/:pin": "0",
+	} {
+		name = m.path(".proc", name)
+		for range 3 {
+			must(t, echo(name, line))
+			if st := stat(t, name); st.Size != 0 {
+				t.Errorf("%s has %d bytes", name, st.Size)
+			}
+		}
+		if wc := run(t, "", "wc", "-c", name); name == m.path(".proc/policy/nx") && !strings.HasPrefix(wc, "7 ") {
+			t.Errorf("wc -c says %s", wc)
+		}
+	}
+}
