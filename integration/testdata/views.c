@@ -1,8 +1,8 @@
 // A busy user of a process whose memory has views of a file: it stores into the file through a mapping of its own, into the
 // process's memory across the border of a view, and changes the address space, while more reads of the process's private memory
 // are under way than the host kernel lets through at once. It takes the file, the process's folder, the address where a private
-// allocation and a view of the file of the same size meet, that size, and for how many milliseconds. It prints how often each
-// of these was done.
+// allocation and a view of the file of the same size meet, that size, for how many milliseconds, and the numbers of what to do.
+// It prints how often each of these was done.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,7 +24,7 @@ static char *file;
 static int mem, direct;
 static unsigned long border, size;
 static const char *ctl;
-static unsigned long stores, dirtied, reads, asked, changes;
+static unsigned long stores, dirtied, reads, asked, changes, said;
 
 static void die(const char *what) {
 	perror(what);
@@ -72,26 +72,49 @@ static void *change(void *unused) {
 	return unused;
 }
 
-// aio keeps DEPTH reads of private pages under way, past the host's cache.
-static void *aio(void *unused) {
+// keep keeps DEPTH requests under way.
+static void keep(struct iocb *all, unsigned long *count) {
 	aio_context_t ctx = 0;
-	static struct iocb all[DEPTH], *list[DEPTH];
+	struct iocb *list[DEPTH];
 	struct io_event done[DEPTH];
-	char *b;
-	if (syscall(SYS_io_setup, DEPTH, &ctx) || posix_memalign((void **)&b, PAGE, DEPTH * PAGE))
+	if (syscall(SYS_io_setup, DEPTH, &ctx))
 		die("io_setup");
-	for (int i = 0; i < DEPTH; i++) {
+	for (int i = 0; i < DEPTH; i++)
 		list[i] = &all[i];
-		all[i] = (struct iocb){.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = direct, .aio_buf = (unsigned long)(b + i * PAGE),
-			.aio_nbytes = PAGE, .aio_offset = border - size + i * PAGE % size};
-	}
-	for (int n = DEPTH; !stop; reads += n) {
+	for (int n = DEPTH; !stop; *count += n) {
 		if (syscall(SYS_io_submit, ctx, n, list) != n)
 			die("io_submit");
 		n = syscall(SYS_io_getevents, ctx, 1, DEPTH, done, NULL);
 		for (int i = 0; i < n; i++)
 			list[i] = (struct iocb *)done[i].obj;
 	}
+}
+
+// aio reads private pages, past the host's cache.
+static void *aio(void *unused) {
+	static struct iocb all[DEPTH];
+	char *b;
+	if (posix_memalign((void **)&b, PAGE, DEPTH * PAGE))
+		die("memory");
+	for (int i = 0; i < DEPTH; i++)
+		all[i] = (struct iocb){.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = direct, .aio_buf = (unsigned long)(b + i * PAGE),
+			.aio_nbytes = PAGE, .aio_offset = border - size + i * PAGE % size};
+	keep(all, &reads);
+	return unused;
+}
+
+// lines says short lines that store into the view.
+static void *lines(void *unused) {
+	static struct iocb all[DEPTH];
+	static char text[DEPTH][40];
+	int fd = open(ctl, O_RDWR | O_DIRECT);
+	if (fd < 0)
+		die(ctl);
+	for (int i = 0; i < DEPTH; i++) {
+		int n = snprintf(text[i], sizeof text[i], "Write 0x%lx %02x\n", border + i * PAGE % size, i);
+		all[i] = (struct iocb){.aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = fd, .aio_buf = (unsigned long)text[i], .aio_nbytes = n};
+	}
+	keep(all, &said);
 	return unused;
 }
 
@@ -124,17 +147,18 @@ int main(int argc, char **argv) {
 	static char ctlName[256];
 	snprintf(ctlName, sizeof ctlName, "%s/ctl", argv[2]);
 	ctl = ctlName;
-	pthread_t threads[5];
-	void *(*roles[])(void *) = {dirty, store, change, aio, ahead};
-	for (int i = 0; i < 5; i++)
-		if (argc <= 6 || strchr(argv[6], '0' + i))
+	void *(*roles[])(void *) = {dirty, store, change, aio, ahead, lines};
+	enum { ROLES = sizeof roles / sizeof *roles };
+	pthread_t threads[ROLES];
+	for (int i = 0; i < ROLES; i++)
+		if (strchr(argv[6], '0' + i))
 			pthread_create(&threads[i], NULL, roles[i], NULL);
 	long ms = atol(argv[5]);
 	nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
 	stop = 1;
-	for (int i = 0; i < 5; i++)
-		if (argc <= 6 || strchr(argv[6], '0' + i))
+	for (int i = 0; i < ROLES; i++)
+		if (strchr(argv[6], '0' + i))
 			pthread_join(threads[i], NULL);
-	printf("%lu stores, %lu dirtied, %lu reads, %lu asked, %lu changes\n", stores, dirtied, reads, asked, changes);
+	printf("%lu stores, %lu dirtied, %lu reads, %lu asked, %lu changes, %lu lines\n", stores, dirtied, reads, asked, changes, said);
 	return 0;
 }
