@@ -647,13 +647,13 @@ func (c *controlTree) setPolicy(n *controlNode, text []byte) fuse.Status {
 	return fuse.OK
 }
 
-// setDEP is a write to a process's dep: SetProcessDEPPolicy with the flags that the text is, as a number or by name.
+// setDEP is a write to a process's dep: SetProcessDEPPolicy with the flags that the text is, as a number, by name, or on or off.
 func (s *simulated) setDEP(text []byte) fuse.Status {
-	flags, err := win32.Evaluate(strings.TrimSpace(string(text)), nil)
-	if err != nil || flags>>32 != 0 {
+	flags, err := win32.ParseDEPFlags(strings.TrimSpace(string(text)))
+	if err != nil {
 		return fuse.EINVAL
 	}
-	switch err := s.process().SetDEPPolicy(uint32(flags)); {
+	switch err := s.process().SetDEPPolicy(flags); {
 	case errors.Is(err, process.NotSupported):
 		return fuse.Status(syscall.EOPNOTSUPP)
 	case errors.Is(err, process.AccessDenied):

@@ -81,10 +81,16 @@ func (n *node) mayOpen(flags uint32) fuse.Status {
 	switch {
 	case !p.Readable(),
 		(flags&syscall.O_ACCMODE != syscall.O_RDONLY || flags&syscall.O_TRUNC != 0) && !sharedWritable(p),
-		flags&fmodeExec != 0 && !p.Executable():
+		flags&fmodeExec != 0 && (!p.Executable() || n.fs.noExec()):
 		return fuse.EACCES
 	}
 	return fuse.OK
+}
+
+// noExec says whether no file is executed now: the policy is AlwaysOn. At mount that makes the mount noexec, which the kernel sees
+// to for mappings as well; a live one is not asked for those.
+func (f *fileSystem) noExec() bool {
+	return f.control != nil && f.control.processes.machine.Policy() == process.AlwaysOn
 }
 
 // mayChange says whether the contents may change now. With a handle, that may be one that made the file.

@@ -59,13 +59,22 @@ func TestProcesses(t *testing.T) {
 			t.Errorf("%s: dep is %q, want %q", name, got, want)
 		}
 	}
+	for _, c := range [][2]string{{"off", "\n"}, {"0", "\n"}, {"on", "DEP (permanent)\n"}} { // the words of `memfs dep`
+		must(t, os.WriteFile(m.path(".proc/old@x86/dep"), []byte(c[0]+"\n"), 0))
+		if got := string(mustRead(t, m.path(".proc/old@x86/dep"))); got != c[1] {
+			t.Errorf("dep is %q after %s", got, c[0])
+		}
+	}
+	wantErrno(t, "off after on", os.WriteFile(m.path(".proc/old@x86/dep"), []byte("off\n"), 0), unix.EACCES)
+	wantErrno(t, "off for 64 bits", os.WriteFile(m.path(".proc/p/dep"), []byte("off\n"), 0), unix.EOPNOTSUPP)
+	wantErrno(t, "no flags", os.WriteFile(m.path(".proc/p/dep"), []byte("perhaps\n"), 0), unix.EINVAL)
 	must(t, os.WriteFile(m.path(".proc/policy/nx"), []byte("AlwaysOn\n"), 0))
 	wantErrno(t, "a policy that there is not", os.WriteFile(m.path(".proc/policy/nx"), []byte("Sometimes\n"), 0), unix.EINVAL)
 	must(t, os.Mkdir(m.path(".proc/new@x86"), 0o755))
 	if got := string(mustRead(t, m.path(".proc/new@x86/dep"))); got != "DEP (permanent)\n" {
 		t.Errorf("dep of a process started under AlwaysOn is %q", got)
 	}
-	if got := string(mustRead(t, m.path(".proc/old@x86/dep"))); got != "\n" {
+	if got := string(mustRead(t, m.path(".proc/left/dep"))); got != "DEP (permanent)\n" {
 		t.Errorf("dep of a process started before is %q now", got)
 	}
 	maps := string(mustRead(t, m.path(".proc/p/maps")))

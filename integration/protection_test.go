@@ -261,3 +261,30 @@ func TestAlwaysOnNoexec(t *testing.T) {
 	_, err = unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE)
 	wantErrno(t, "an executable mapping", err, unix.EPERM)
 }
+
+// TestAlwaysOnLater: a mount that is told AlwaysOn while it is live has no program or script started from then on, as anybody, and
+// forgets no mode for it; another policy ends that.
+func TestAlwaysOnLater(t *testing.T) {
+	m := mountMemfs(t, options{})
+	must(t, os.WriteFile(m.path("true"), mustRead(t, "/usr/bin/true"), 0o755))
+	must(t, os.WriteFile(m.path("script"), []byte("#!/bin/sh\n"), 0o755))
+	for _, policy := range []string{"OptIn", "AlwaysOn", "OptOut", "AlwaysOn", "AlwaysOff"} {
+		run(t, "", memfsBinary, "nx", m.dir, policy)
+		for _, name := range []string{"true", "script"} {
+			for who, cmd := range map[string]*exec.Cmd{"root": exec.Command(m.path(name)), "nobody": asNobody(exec.Command(m.path(name)))} {
+				switch err := cmd.Run(); {
+				case policy == "AlwaysOn":
+					wantErrno(t, policy+": execute "+name+" as "+who, err, unix.EACCES)
+				case err != nil:
+					t.Errorf("%s: execute %s as %s: %v", policy, name, who, err)
+				}
+			}
+			if info, err := os.Stat(m.path(name)); err != nil || info.Mode().Perm() != 0o755 {
+				t.Errorf("%s: mode of %s is %v, %v", policy, name, info.Mode(), err)
+			}
+		}
+		if string(mustRead(t, m.path("script"))) != "#!/bin/sh\n" {
+			t.Errorf("%s: reading is not executing", policy)
+		}
+	}
+}

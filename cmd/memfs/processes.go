@@ -130,17 +130,12 @@ func newDEPCommand() *cobra.Command {
 
 // setDEP has a process call SetProcessDEPPolicy.
 func (c *control) setDEP(name, flags string) error {
-	switch flags {
-	case "on":
-		flags = "PROCESS_DEP_ENABLE"
-	case "off":
-		flags = "0"
-	}
-	if _, err := win32.Evaluate(flags, nil); err != nil {
+	value, err := win32.ParseDEPFlags(flags)
+	if err != nil {
 		return usageError("dep %q: flags are 0 or off, 1, PROCESS_DEP_ENABLE or on, and "+
 			"PROCESS_DEP_ENABLE|PROCESS_DEP_DISABLE_ATL_THUNK_EMULATION", flags)
 	}
-	reply, err := c.tell(name+"/ctl", "SetProcessDEPPolicy "+flags, longTimeout)
+	reply, err := c.tell(name+"/ctl", fmt.Sprint("SetProcessDEPPolicy ", value), longTimeout)
 	switch {
 	case err != nil:
 		return err
@@ -166,7 +161,8 @@ func newNXCommand() *cobra.Command {
 		Long: "nx shows the boot policy for data execution prevention, or sets another one, which holds for the processes\n" +
 			"that are started after it, as a reboot would: AlwaysOn and AlwaysOff for all; OptIn for 64-bit processes,\n" +
 			"programs of the system, images linked with /NXCOMPAT and those of policy/optin; OptOut for all but those of\n" +
-			"policy/optout. --optin and --optout put a program on a list, or with a - before its name take it off.",
+			"policy/optout. Under AlwaysOn no file of the mount can be executed either. --optin and --optout put a program\n" +
+			"on a list, or with a - before its name take it off.",
 		Example:   "  memfs nx /tmp/m\n  memfs nx /tmp/m AlwaysOn\n  memfs nx --optout legacy --optout=-other /tmp/m OptOut",
 		ValidArgs: []string{"OptIn", "OptOut", "AlwaysOn", "AlwaysOff"},
 		RunE: func(c *cobra.Command, args []string) error {
