@@ -114,6 +114,12 @@ func TestNamedFileSection(t *testing.T) {
 		}
 	}
 
+	c.say("w = MapViewOfFileEx $h FILE_MAP_READ 0 0 0x2000 0x50000000", "VirtualProtect $w+0x1000 0x1000 PAGE_NOACCESS")
+	if got := string(mustRead(t, m.path(".proc/p/smaps"))); !strings.Contains(got, "50001000-50002000 ---s 00001000 00:00 0                           /dir/data\n") {
+		t.Errorf("smaps says\n%s", got)
+	}
+	c.say("UnmapViewOfFile $w")
+
 	// The file may move, and go; the section's name is still there.
 	must(t, os.Rename(m.path("dir/data"), m.path("moved")))
 	c.wantReply("GetMappedFileName $v", "OK 0x6 Filename=/moved")
@@ -129,6 +135,9 @@ func TestNamedFileSection(t *testing.T) {
 		t.Errorf("after the last handle there are %q", names)
 	}
 	exchange("after the last handle,", 300)
+	if got := string(mustRead(t, m.path(".proc/p/maps"))); !strings.Contains(got, " (deleted)\n") {
+		t.Errorf("maps says\n%s", got)
+	}
 	if st := new(unix.Stat_t); unix.Fstat(int(fd.Fd()), st) != nil || st.Nlink != 0 {
 		t.Errorf("%d links are left", st.Nlink)
 	}

@@ -96,8 +96,8 @@ func smap(u *process.RegionUsage) []string {
 			flags = append(flags, f.name)
 		}
 	}
-	lines := []string{strings.TrimRight(fmt.Sprintf("%08x-%08x %c%c%c%c 00000000 00:00 0 %-25s %s", u.BaseAddress, u.BaseAddress+u.RegionSize,
-		may(readable, 'r'), may(readable && prot.Writable(), 'w'), may(readable && prot.Executable(), 'x'), share, "", use(u.Use)), " ")}
+	lines := []string{strings.TrimRight(fmt.Sprintf("%08x-%08x %c%c%c%c %08x 00:00 0 %-25s %s", u.BaseAddress, u.BaseAddress+u.RegionSize,
+		may(readable, 'r'), may(readable && prot.Writable(), 'w'), may(readable && prot.Executable(), 'x'), share, u.Offset, "", use(u.Use)), " ")}
 	private := u.Resident - u.Shared
 	dirty := u.Dirty - u.SharedDirty
 	for _, f := range []struct {
@@ -123,7 +123,7 @@ func smap(u *process.RegionUsage) []string {
 
 // use is what a region is used for as the last column of smaps has it.
 func use(name string) string {
-	if name == "" || strings.HasPrefix(name, "/") {
+	if name == "" || strings.HasPrefix(name, "/") || name == "(deleted)" {
 		return name
 	}
 	return "[" + name + "]"

@@ -106,6 +106,8 @@ func (s *Section) infoLocked() SectionInfo {
 func (s *Section) use() string {
 	i := s.Info()
 	switch {
+	case !s.pageFile && i.Path == "":
+		return "(deleted)"
 	case !s.pageFile:
 		return i.Path
 	case i.Name != "":

@@ -438,7 +438,8 @@ func (p *Process) Allocation(addr uint64) (Region, error) {
 // Map is one region of an address space and what it is used for, for maps.
 type Map struct {
 	Region
-	Use string // "stack", "heap" …; may be empty
+	Use    string // "stack", "heap" …; may be empty
+	Offset uint64 // of a view: in its section
 }
 
 // Maps lists the regions that are not free, in order.
@@ -453,7 +454,11 @@ func (p *Process) Maps() (maps []Map) {
 		}
 		for page := v.first; page <= v.last; {
 			r := v.region(page)
-			maps = append(maps, Map{r, v.use})
+			m := Map{Region: r, Use: v.use}
+			if v.view != nil {
+				m.Offset = v.view.offset + r.BaseAddress - v.base()
+			}
+			maps = append(maps, m)
 			page += r.RegionSize >> pageShift
 		}
 	}
