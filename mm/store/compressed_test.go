@@ -3,7 +3,11 @@ package store_test
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -176,35 +180,85 @@ func TestCompressedConcurrent(t *testing.T) {
 	}
 }
 
-// BenchmarkCompressed writes, reads and discards a page of text.
-func BenchmarkCompressed(b *testing.B) {
-	for _, codec := range store.Codecs {
-		c, err := store.NewCompressed(codec, 1<<20)
-		if err != nil {
-			b.Fatal(err)
+// benchPages is how many pages a data set of BenchmarkCompressed has.
+const benchPages = 512
+
+// dataSets are pages as mounts have them: text, which is the sources of this module, and a program, which is the test itself.
+func dataSets(b *testing.B) map[string][][]byte {
+	b.Helper()
+	var text []byte
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".go") {
+			var source []byte
+			source, err = os.ReadFile(path)
+			text = append(text, source...)
 		}
-		_ = c.Grow(10)
-		text := bytes.Repeat([]byte("The page frame number database says of each frame what it is used for. "), 60)
-		page := [][]byte{text[:store.SlotSize]}
-		got := [][]byte{make([]byte, store.SlotSize)}
-		b.Run(codec+"/write", func(b *testing.B) {
-			b.SetBytes(store.SlotSize)
-			for b.Loop() {
-				if err := c.WriteSlots(0, page); err != nil {
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	program, err := os.ReadFile(self)
+	if err != nil {
+		b.Fatal(err)
+	}
+	sets := make(map[string][][]byte)
+	for name, data := range map[string][]byte{"text": text, "program": program} {
+		// Spread evenly over it, for a program has its code and its tables one behind the other.
+		for step, at := len(data)/store.SlotSize/benchPages, 0; len(sets[name]) < benchPages; at += max(step, 1) * store.SlotSize {
+			page := make([]byte, store.SlotSize)
+			copy(page, data[at%(len(data)-store.SlotSize):])
+			sets[name] = append(sets[name], page)
+		}
+	}
+	return sets
+}
+
+// BenchmarkCompressed writes pages, and reads back those that are kept: by codec and by what they hold. ratio is what is kept over
+// what that takes, the share that is lost to sizes rounded up among it; kept-% is how many pages compress well enough.
+func BenchmarkCompressed(b *testing.B) {
+	sets := dataSets(b)
+	for _, codec := range store.Codecs {
+		for _, set := range []string{"text", "program"} {
+			c, err := store.NewCompressed(codec, 4<<20)
+			if err != nil {
+				b.Fatal(err)
+			}
+			_ = c.Grow(benchPages)
+			pages := sets[set]
+			var kept []uint64
+			for slot, page := range pages {
+				if err := c.WriteSlots(uint64(slot), [][]byte{page}); err == nil {
+					kept = append(kept, uint64(slot))
+				} else if !errors.Is(err, store.ErrIncompressible) {
 					b.Fatal(err)
 				}
-				_ = c.Discard(0, 1)
 			}
-		})
-		_ = c.WriteSlots(0, page)
-		b.Run(codec+"/read", func(b *testing.B) {
-			b.SetBytes(store.SlotSize)
-			for b.Loop() {
-				if err := c.ReadSlots(0, got); err != nil {
-					b.Fatal(err)
+			u := c.Usage()
+			b.Run(codec+"/"+set+"/read", func(b *testing.B) {
+				b.SetBytes(store.SlotSize)
+				got := [][]byte{make([]byte, store.SlotSize)}
+				for i := 0; b.Loop(); i++ {
+					if err := c.ReadSlots(kept[i%len(kept)], got); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-		})
-		_ = c.Close()
+			})
+			b.Run(codec+"/"+set+"/write", func(b *testing.B) { // in place of what is there, as a full store has it
+				b.SetBytes(store.SlotSize)
+				for i := 0; b.Loop(); i++ {
+					slot := uint64(i % len(pages))
+					_ = c.Discard(slot, 1)
+					_ = c.WriteSlots(slot, pages[slot:][:1]) // or it does not compress
+				}
+				b.ReportMetric(float64(u.Pages*store.SlotSize)/float64(u.Memory), "ratio")
+				b.ReportMetric(100*float64(len(kept))/float64(len(pages)), "kept-%")
+			})
+			_ = c.Close()
+		}
 	}
 }
