@@ -418,6 +418,34 @@ func (g *passing) leave() {
 	}
 }
 
+// admit lets a line run, of a write that has not passed the gate because nothing in it had to wait for the host when it began.
+// If that is otherwise now it passes; if not, it stays so until done is called. false: EBUSY.
+func (g *passing) admit(t *processTable, s *simulated, line string) (done func(), ok bool) {
+	done = func() {}
+	switch {
+	case g.in:
+		return done, true
+	case t.waits(s, line, g.small):
+		return done, g.enter()
+	case g.small:
+		return done, true
+	}
+	done, ok = s.process().Plain()
+	if !ok {
+		return func() {}, g.enter()
+	}
+	if other := t.first(s, line); other != nil && other != s {
+		mine := done
+		theirs, ok := other.process().Plain()
+		if !ok {
+			mine()
+			return func() {}, g.enter()
+		}
+		done = func() { theirs(); mine() }
+	}
+	return done, true
+}
+
 // enterPatiently is TryEnter for up to a moment.
 func enterPatiently(gate ctl.Gate) bool {
 	for tries := 0; !gate.TryEnter(); tries++ {
@@ -477,11 +505,13 @@ func (t *processTable) lines(s *simulated, input []byte, g *passing) (replies []
 			ctl.MaxCommands, ctl.MaxWrite)) + "\n"), syscall.E2BIG
 	}
 	for _, line := range lines {
-		if !g.in && t.waits(s, string(line), g.small) && !g.enter() { // it did not when the write began
+		done, ok := g.admit(t, s, string(line))
+		if !ok {
 			replies, failed = fmt.Appendf(replies, "ERR %d %v\n", uint32(process.Busy), process.Busy), syscall.EBUSY
 			continue
 		}
 		reply, errno := t.line(s, string(line))
+		done()
 		if reply == "" {
 			continue
 		}

@@ -107,6 +107,9 @@ type Process struct {
 	// +checklocks:mu
 	awe *physicalPages // AllocateUserPhysicalPages; nil = none
 
+	// viewing is held while a view of a file is mapped, and shared by calls that are not to meet one. It comes before mu.
+	viewing sync.RWMutex
+
 	regions func() []SystemRegion // of the system process; nil = of another one
 
 	handles handleTable

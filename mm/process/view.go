@@ -195,6 +195,10 @@ func (s *Section) admits(r *ViewRequest, access uint32, p *Process) error {
 
 // mapView makes the view of an admitted request.
 func (p *Process) mapView(s *Section, r *ViewRequest) (uint64, error) {
+	if s.file.Segment().Hosted() {
+		p.viewing.Lock()
+		defer p.viewing.Unlock()
+	}
 	c, err := p.change(nil, noPages, noPages)
 	v, at, err := p.placeView(s, r, c, err)
 	if err == nil {

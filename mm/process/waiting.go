@@ -46,6 +46,24 @@ func (m *Machine) waitingFor(f func() error) error {
 	return f()
 }
 
+// Plain lets a call begin that must not wait for the host on account of the process's memory: it has no view of a file, and gets
+// none before leave is called. ok is false if it has one, or is just getting it. The analyser cannot follow the lock to leave.
+//
+// +checklocksignore
+func (p *Process) Plain() (leave func(), ok bool) {
+	if !p.viewing.TryRLock() {
+		return nil, false
+	}
+	p.mu.Lock()
+	_, waits := p.viewsAmong(0, everything)
+	p.mu.Unlock()
+	if waits {
+		p.viewing.RUnlock()
+		return nil, false
+	}
+	return func() { p.viewing.RUnlock() }, true
+}
+
 // waits says whether an access to the view may have to wait for the host.
 func (w *view) waits() bool { return w.section.file.Segment().Hosted() }
 

@@ -272,3 +272,36 @@ func TestFreePhysicalKeepsStores(t *testing.T) {
 }
 
 var _ mm.Host = (*slowHost)(nil)
+
+// TestPlain: no view of a file comes while a call runs that is not to meet one.
+func TestPlain(t *testing.T) {
+	m, file, h := waitingMachine(t)
+	close(h.end)
+	if _, ok := m.Plain(); ok {
+		t.Error("a process with views is said to have none")
+	}
+	for _, v := range []uint64{border, border + 0x100000} {
+		is(t, "unmap", m.UnmapView(v, 0), nil)
+	}
+	leave, ok := m.Plain()
+	if !ok {
+		t.Fatal("a process without views is said to have some")
+	}
+	s, _, err := m.CreateSection(file, uint32(ReadWrite), 0, "", false)
+	is(t, "section", err, nil)
+	own, _, err := m.CreateSection(NoHandle, uint32(ReadWrite), PageSize, "", false)
+	is(t, "section", err, nil)
+	soon(t, "a view of no file", func() error { _, err := m.MapView(own, ViewRequest{Protection: ReadWrite}); return err })
+	done := make(chan error, 1)
+	go func() { _, err := m.MapView(s, ViewRequest{Protection: ReadWrite}); done <- err }()
+	select {
+	case <-done:
+		t.Error("a view has come meanwhile")
+	case <-time.After(20 * time.Millisecond):
+	}
+	leave()
+	is(t, "the view", <-done, nil)
+	if _, ok := m.Plain(); ok {
+		t.Error("a process with a view is said to have none")
+	}
+}
