@@ -146,9 +146,12 @@ func (f *openFile) begin(r FileRequest, anew bool) error {
 	return empty(f)
 }
 
+// mapped says that the file cannot be made shorter by processes (MmCanFileBeTruncated).
+func (f *openFile) mapped() bool { return f.Segment().Mapped() || f.machine.executing(f.Segment()) }
+
 // empty makes a file empty that is opened anew.
 func empty(f *openFile) error {
-	if f.Segment().Mapped() {
+	if f.mapped() {
 		if n, err := f.measure(); err != nil || n > 0 {
 			return cmp.Or(err, error(UserMappedFile))
 		}
@@ -242,7 +245,7 @@ func (p *Process) SetEndOfFile(h Handle) error {
 	}
 	defer done()
 	to := int64(f.at())
-	if f.Segment().Mapped() {
+	if f.mapped() {
 		if n, err := f.measure(); err != nil || to < n {
 			return cmp.Or(err, error(UserMappedFile))
 		}

@@ -58,6 +58,22 @@ func Register(rows ...Row) {
 	}
 }
 
+// lookUp finds a call. One that takes or returns text has an A or a W at the end in the headers, and may here.
+func lookUp(name string) *row {
+	if r := table[name]; r != nil {
+		return r
+	}
+	n := len(name) - 1
+	if n < 1 || name[n] != 'A' && name[n] != 'W' {
+		return nil
+	}
+	r := table[name[:n]]
+	if r == nil || r.name != "GetMappedFileName" && !slices.ContainsFunc(r.params, func(p param) bool { return p.kind == "string" }) {
+		return nil
+	}
+	return r
+}
+
 // Help lists the calls with their parameters, one a line.
 func Help() string {
 	var b strings.Builder

@@ -44,8 +44,14 @@ func init() {
 	Register(
 		Row{Name: "CreateFileMapping", Params: "File Protect MaximumSizeHigh MaximumSizeLow Name=string?", Do: createFileMapping,
 			Help: "a section over a file, or over the page file (INVALID_HANDLE_VALUE)"},
+		Row{Name: "CreateFileMappingNuma", Params: "File Protect MaximumSizeHigh MaximumSizeLow Name=string? Node?", Do: createFileMapping,
+			Help: "the same; there is one node"},
+		Row{Name: "CreateFileMappingFromApp", Params: "File Protect MaximumSize Name=string?", Do: createFileMapping,
+			Help: "CreateFileMapping with a size of 64 bits"},
 		Row{Name: "OpenFileMapping", Params: "DesiredAccess InheritHandle Name=string", Do: openFileMapping,
 			Help: "another handle of a section, by its name"},
+		Row{Name: "OpenFileMappingFromApp", Params: "DesiredAccess InheritHandle Name=string", Do: openFileMapping,
+			Help: "the same"},
 		Row{Name: "MapViewOfFile", Params: "FileMappingObject DesiredAccess FileOffsetHigh FileOffsetLow NumberOfBytesToMap",
 			Do: mapViewOfFile, Help: "map a section; returns the base"},
 		Row{Name: "MapViewOfFileEx",
@@ -126,7 +132,7 @@ func createFileMapping(c *Call) error {
 	if !ok {
 		return process.InvalidParameter
 	}
-	h, existed, err := c.Process.CreateSection(c.handle("File"), flags, c.wide("MaximumSizeHigh", "MaximumSizeLow"),
+	h, existed, err := c.Process.CreateSection(c.handle("File"), flags, c.wide("MaximumSizeHigh", "MaximumSizeLow")+c.Number("MaximumSize"),
 		c.Text("Name"), false)
 	return c.made(h, existed, err)
 }

@@ -178,7 +178,7 @@ func (s *Session) Execute(line string) (string, syscall.Errno) {
 	if st == nil {
 		return "", 0
 	}
-	row := table[st.call]
+	row := lookUp(st.call)
 	if row == nil {
 		return refused(syntaxf("there is no call %s", st.call))
 	}
