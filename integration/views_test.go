@@ -30,6 +30,7 @@ func busyViews(t *testing.T, program, roles string) {
 		fmt.Sprintf("MapViewOfFileEx $h FILE_MAP_WRITE 0 0 0 %#x", border),
 		fmt.Sprintf("ReadZero %#x %#x", border-size, size))
 	ms := short(4*time.Second, time.Second).Milliseconds()
+	defer m.trimLoop(time.Millisecond)()
 	t.Log(run(t, m.dir, program, "f", ".proc/p", fmt.Sprint(border), fmt.Sprint(size), fmt.Sprint(ms), roles))
 	wantVerb(t, m.dir, "^ok\n$", "check")
 }

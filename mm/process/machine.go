@@ -16,6 +16,7 @@ type Machine struct {
 	listener Listener
 	files    Files
 	waiting  chan struct{} // has a token of every call that may wait for the host
+	queue    atomic.Int64  // calls that wait to be let through
 
 	violations atomic.Uint64
 

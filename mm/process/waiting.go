@@ -13,8 +13,10 @@ const (
 	// hostWaits is how many may wait at once: less than half of the requests that the host kernel sends without waiting for
 	// others (max_background of FUSE).
 	hostWaits = 24
-	// hostPatience is how long others wait to be let in.
-	hostPatience = time.Second
+	// hostPatience is how long as many others wait to be let in. Those beyond, whose requests would keep the host from sending
+	// its own for so long, wait crowdPatience.
+	hostPatience  = time.Second
+	crowdPatience = 50 * time.Millisecond
 )
 
 // enter lets a call wait for the host, with no pages held and no edit under way; leave ends that. Busy: too many do. Nothing
@@ -26,7 +28,12 @@ func (m *Machine) enter() (leave func(), err error) {
 		return leave, nil
 	default:
 	}
-	t := time.NewTimer(hostPatience)
+	patience := hostPatience
+	if m.queue.Add(1) > hostWaits {
+		patience = crowdPatience
+	}
+	defer m.queue.Add(-1)
+	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
 	case m.waiting <- struct{}{}:
