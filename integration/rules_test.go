@@ -216,6 +216,7 @@ func TestFileWorkingSet(t *testing.T) {
 	if m.vmstat().get(t, "pages_limited") < (size-limit)/4096 {
 		t.Error("pages_limited does not count them")
 	}
+	wantVerb(t, m.dir, `(?m) 5 ws=2M +RWX  logs/sub/big$`, "files")
 	// A command brings what is there down at once, and says by how much.
 	for file, command := range map[string]string{"other": "workingset 1M", "logs/sub/big": "workingset 0"} {
 		reply := m.fileCtl(file, command)

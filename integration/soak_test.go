@@ -61,8 +61,9 @@ func TestSoak(t *testing.T) {
 		if strings.HasPrefix(command, "pagefile remove") && len(m.pageFiles()) < 2 {
 			return nil // what the jobs write would not fit
 		}
-		_ = m.tryCtl(command)                                                                        // EBUSY is an answer too
-		ofFile := []string{"trim", "flush", "prefetch", "prefetch 0 8M", "priority 1", "priority 6"} // not what makes a write fail
+		_ = m.tryCtl(command) // EBUSY is an answer too
+		ofFile := []string{"trim", "flush", "prefetch", "prefetch 0 8M", "priority 1", "priority 6", "workingset 256K",
+			"workingset 8M", "workingset 0"} // not what makes a write fail
 		_ = echo(m.path(".proc/files", fmt.Sprint("fio", r.IntN(4)), "ctl"), ofFile[r.IntN(len(ofFile))])
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 		return nil

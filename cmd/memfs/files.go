@@ -258,6 +258,7 @@ type fileInfo struct {
 	Priority  uint64 `json:"priority"`
 	Pinned    bool   `json:"pinned"`
 	NoSwap    bool   `json:"noswap"`
+	Most      uint64 `json:"working_set_max_pages"` // 0 is no limit
 	// Protection is a PAGE_ constant.
 	Protection string `json:"protection"`
 }
@@ -275,6 +276,9 @@ func (f *fileInfo) flags() string {
 	}
 	if f.NoSwap {
 		s += "noswap,"
+	}
+	if f.Most > 0 {
+		s += "ws=" + roundSize(f.Most*slotBytes) + ","
 	}
 	if s == "" {
 		return "-"
