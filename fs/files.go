@@ -320,7 +320,9 @@ func (m processFiles) Open(p *process.Process, path string, access uint32, d pro
 	}
 	flags := f.mountFlags.Load()
 	want := wanted(access)
-	if want&mayWrite != 0 && flags&unix.MS_RDONLY != 0 || executes(access) && flags&unix.MS_NOEXEC != 0 {
+	// AlwaysOn makes the mount noexec for programs; simulated processes have their DEP.
+	noExec := flags&unix.MS_NOEXEC != 0 && f.opts.NX != process.AlwaysOn
+	if want&mayWrite != 0 && flags&unix.MS_RDONLY != 0 || executes(access) && noExec {
 		return nil, false, process.AccessDenied
 	}
 	for {

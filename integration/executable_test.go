@@ -6,6 +6,7 @@ import (
 	"debug/pe"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -122,4 +123,18 @@ func TestProgramPE(t *testing.T) {
 		t.Errorf("the default heap is %s", got)
 	}
 	wantVerb(t, m.dir, "^ok\n$", "check")
+}
+
+// TestProgramAlwaysOn: where no program can be executed because of the policy, processes run files none the less, with DEP.
+func TestProgramAlwaysOn(t *testing.T) {
+	m := mountMemfs(t, options{flags: []string{"--nx", "AlwaysOn"}})
+	must(t, os.WriteFile(m.path("app"), compiled(t, "gcc"), 0o755))
+	if err := exec.Command(m.path("app")).Run(); err == nil {
+		t.Error("the host executes it")
+	}
+	c := m.process(t, "demo")
+	c.say("exec /app")
+	if got := m.statusOf(t, "demo", "DEP"); got != "DEP (permanent)" {
+		t.Errorf("DEP is %q", got)
+	}
 }
