@@ -146,9 +146,7 @@ func (k *kernel) Written() bool { return true }
 func simStore(g *Segment, off int64, data []byte) error {
 	page := uint64(off) >> PageShift
 	return g.Edit(page, page, func() error {
-		var none uint64
-		w := writing{g: g, off: off, data: data, budget: &none, inside: true}
-		err := w.do()
+		err := g.writeView(off, data, true)
 		simTrim(g, page)
 		return err
 	})

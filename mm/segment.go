@@ -346,12 +346,18 @@ func (s *System) topUp(need uint64, budget *uint64) error {
 
 // spend attaches n pages of budget to words.
 func (s *System) spend(n uint64, budget *uint64) {
+	if n == 0 {
+		return
+	}
 	s.commit.attach(n)
 	*budget -= n
 }
 
 // unspend takes n pages back from words into budget.
 func (s *System) unspend(n uint64, budget *uint64) {
+	if n == 0 {
+		return
+	}
 	s.commit.detach(n)
 	*budget += n
 }
@@ -365,11 +371,16 @@ func (g *Segment) uncommitted(first, last uint64) (uint64, error) {
 	}
 	n := last - first + 1
 	s := g.sys
-	for key, id := g.nextLeaf(first >> viewShift); id != 0 && key <= last>>viewShift; key, id = g.nextLeaf(key + 1) {
+	for key := first >> viewShift; key <= last>>viewShift; key++ {
+		var id uint32
+		if key, id = g.nextLeaf(key); id == 0 || key > last>>viewShift {
+			break
+		}
+		lo, hi := within(key, first, last)
 		s.pfn.Lock()
-		l := s.rec.leaves.At(id)
-		for i, w := range s.rec.slice(l) {
-			if p := l.base + uint64(i); w.isCommitted() && first <= p && p <= last {
+		words := s.rec.slice(s.rec.leaves.At(id))
+		for i := lo; i <= hi && i < uint(len(words)); i++ {
+			if words[i].isCommitted() {
 				n--
 			}
 		}

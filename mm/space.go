@@ -201,9 +201,7 @@ func (p *Space) Write(addr uint64, data []byte) error {
 		first, last := addr>>PageShift, (addr+uint64(n)-1)>>PageShift
 		p.relieve(last - first + 1)
 		p.keep(first, last)
-		var none uint64 // of commit: what can be written is committed
-		w := writing{g: p.seg, off: int64(addr), data: data[:n], budget: &none}
-		if err := w.do(); err != nil {
+		if err := p.seg.writeView(int64(addr), data[:n], false); err != nil { // what can be written is committed
 			return err
 		}
 		addr, data = addr+uint64(n), data[n:]

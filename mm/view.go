@@ -136,9 +136,7 @@ func (s *System) isAt(f pfn.Frame, seg uint32, page uint64) bool {
 
 // storeDirect writes a page of the segment for which there was no frame a moment ago.
 func (v *View) storeDirect(page uint64, lo int, data []byte) error {
-	var none uint64 // of commit: fault has seen to it
-	w := writing{g: v.seg, off: int64(page<<PageShift) + int64(lo), data: data, budget: &none, inside: true}
-	err := w.do()
+	err := v.seg.writeView(int64(page<<PageShift)+int64(lo), data, true) // fault has seen to commit
 	v.seg.settle(page, page)
 	return err
 }
@@ -168,9 +166,7 @@ func (v *View) copyPage(page uint64, lo int, data []byte) error {
 	p := v.space
 	locked := p.leaveShared(page, page)
 	p.relieve(1)
-	var none uint64
-	w := writing{g: p.seg, off: int64(page << PageShift), data: b, budget: &none}
-	if err := w.do(); err != nil {
+	if err := p.seg.writeView(int64(page<<PageShift), b, false); err != nil {
 		return err
 	}
 	p.seg.sys.n.writeCopies.Add(1)

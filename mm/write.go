@@ -2,6 +2,7 @@ package mm
 
 import (
 	"errors"
+	"sync"
 	"time"
 
 	"memfs/mm/pfn"
@@ -33,6 +34,9 @@ func (g *Segment) Write(off int64, data []byte) error {
 // write is Write, with inside for somebody who does not keep the pages.
 func (g *Segment) write(off int64, data []byte, inside bool) error {
 	first, last := uint64(off)>>PageShift, uint64(off+int64(len(data))-1)>>PageShift
+	if first>>viewShift == last>>viewShift {
+		return g.writeView(off, data, inside)
+	}
 	budget, err := g.uncommitted(first, last)
 	if err != nil {
 		return err
@@ -43,14 +47,15 @@ func (g *Segment) write(off int64, data []byte, inside bool) error {
 	if err := g.sys.commit.charge(budget); err != nil {
 		return err
 	}
-	defer func() { g.sys.commit.uncharge(budget, false) }()
+	w := newWriting(g, inside)
+	w.budget = budget
+	defer w.done()
 	if err := g.reserveLeaves(first, last); err != nil {
 		return err
 	}
 	for len(data) > 0 {
 		n := min(len(data), int((off|(ViewPages*PageSize-1))+1-off))
-		w := writing{g: g, off: off, data: data[:n], budget: &budget, inside: inside}
-		if err := w.do(); err != nil {
+		if err := w.do(off, data[:n]); err != nil {
 			return err
 		}
 		off += int64(n)
@@ -84,8 +89,8 @@ type writing struct {
 	g      *Segment
 	off    int64
 	data   []byte
-	budget *uint64
-	inside bool // nobody but us: the host does not keep the pages
+	budget uint64 // pages charged beforehand, which no word has yet
+	inside bool   // nobody but us: the host does not keep the pages
 
 	// patched are the whole contents, old bytes and new, of pages that the write covers only in part and that had to be read
 	// back without a frame; each is good as long as the PTE is still the one it was read through.
@@ -116,13 +121,42 @@ type writePage struct {
 	at    location  // slot of a direct write
 }
 
-func (w *writing) do() error {
+var writings = sync.Pool{New: func() any { return new(writing) }}
+
+// newWriting is a writing of the segment, to be ended by done. inside says that nobody but us keeps the pages.
+func newWriting(g *Segment, inside bool) *writing {
+	w := writings.Get().(*writing)
+	w.g, w.inside = g, inside
+	return w
+}
+
+// done gives back what was charged and is not needed. The writing must not be used afterwards.
+func (w *writing) done() {
+	if w.budget > 0 {
+		w.g.sys.commit.uncharge(w.budget, false)
+	}
+	*w = writing{pages: w.pages[:0], direct: w.direct[:0]}
+	writings.Put(w)
+}
+
+// writeView is write in one view, which is done in one go, or not: it needs nothing charged beforehand.
+func (g *Segment) writeView(off int64, data []byte, inside bool) error {
+	w := newWriting(g, inside)
+	defer w.done()
+	return w.do(off, data)
+}
+
+// do stores data, which ends in the view that it begins in.
+func (w *writing) do(off int64, data []byte) error {
+	w.off, w.data, w.patched = off, data, nil
 	defer func() {
 		for _, s := range w.held {
 			s.Done()
 		}
+		w.held = nil
+		clear(w.pages)
 	}()
-	deadline := time.Now().Add(patience)
+	var deadline time.Time
 	for {
 		wait, read, err := w.try()
 		switch {
@@ -131,7 +165,10 @@ func (w *writing) do() error {
 				return err
 			}
 		case err == errNoSlot:
-			if time.Now().After(deadline) {
+			switch now := time.Now(); {
+			case deadline.IsZero():
+				deadline = now.Add(patience)
+			case now.After(deadline):
 				return StatusOutPageError
 			}
 			w.g.sys.writer.kick()
@@ -295,10 +332,13 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 			need++
 		}
 	}
+	if new := need - min(need, w.budget); new > 0 && w.g.rule.resident() && new > s.resident.room() {
+		return nil, nil, StatusCommitmentLimit // its pages must not leave memory, and there is no room for so many there
+	}
 	if w.g.rule.resident() && s.pfn.Available() < uint64(len(w.pages)) {
 		return nil, nil, errNoSlot // its pages must not go to a slot: they wait for a frame
 	}
-	return nil, nil, s.topUp(need, w.budget)
+	return nil, nil, s.topUp(need, &w.budget)
 }
 
 // takeFrames pins a frame for each page: the one it has, or a new one. Pages that get none are to be written directly. The
@@ -402,7 +442,7 @@ func (w *writing) attach(l *leaf) {
 		}
 		s.pfn.Unpin(p.frame)
 	}
-	s.spend(attached, w.budget)
+	s.spend(attached, &w.budget)
 	w.g.addPages(attached)
 }
 
@@ -461,7 +501,7 @@ func (w *writing) attachDirect(l *leaf) {
 		s.dropCopy(p.was)
 		s.rec.set(l, at, pagedPTE(p.at, pfn.Unplaced))
 	}
-	s.unspend(detached, w.budget)
+	s.unspend(detached, &w.budget)
 	w.g.removePages(detached)
 }
 
