@@ -144,8 +144,11 @@ func TestCombineProcesses(t *testing.T) {
 	if combined != pages {
 		t.Errorf("%d frames are combined, want %d", combined, pages)
 	}
-	if text := string(readFile(t, m.path(".proc/a/smaps"))); !strings.Contains(text, fmt.Sprintf("Shared_Dirty: %11d kB", len(content)>>10)) {
-		t.Errorf("smaps of a process whose pages are combined:\n%s", text)
+	text := string(readFile(t, m.path(".proc/a/smaps")))
+	for _, want := range []string{"Shared_Dirty: %11d kB\n", "Anonymous: %14d kB\n"} {
+		if want = fmt.Sprintf(want, len(content)>>10); !strings.Contains(text, want) {
+			t.Errorf("smaps of a process whose pages are combined has no %s\n%s", want, text)
+		}
 	}
 	replies, err := m.call(t, "a", fmt.Sprintf("GetWriteWatch 0 %#x %#x 100", base, len(content)),
 		fmt.Sprintf("QueryWorkingSetEx %#x", base), fmt.Sprintf("VirtualProtect %#x 0x1000 PAGE_READONLY", base+4096),

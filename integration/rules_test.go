@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -251,4 +253,45 @@ func TestFileWorkingSet(t *testing.T) {
 	if got := m.info(t, "other", "WorkingSetMax") + m.info(t, "other", "Pinned"); got != "256no" {
 		t.Errorf("after refusals: %s", got)
 	}
+}
+
+// TestFileWorkingSetMapped: a program that maps more of a file than its working-set limit, and stores all over it, loses nothing,
+// and the limit holds when it is done.
+func TestFileWorkingSetMapped(t *testing.T) {
+	m := mountMemfs(t, options{memory: "64M", pageFile: "256M"})
+	const pages = 3000
+	must(t, os.WriteFile(m.path("file"), make([]byte, pages*4096), 0o644))
+	m.fileCtl("file", "workingset 1M")
+	f, err := os.OpenFile(m.path("file"), os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	b, err := unix.Mmap(int(f.Fd()), 0, pages*4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	r := rand.New(rand.NewPCG(1, 1))
+	stored := make([]uint32, pages)
+	for round := range uint32(3 * pages) {
+		page := r.IntN(pages)
+		at := b[page*4096+int(page%1000)*4:]
+		if got := binary.LittleEndian.Uint32(at); got != stored[page] {
+			t.Fatalf("page %d has %d, %d was stored", page, got, stored[page])
+		}
+		stored[page] = round + 1
+		binary.LittleEndian.PutUint32(at, round+1)
+	}
+	must(t, unix.Msync(b, unix.MS_SYNC))
+	must(t, unix.Munmap(b))
+	if !within(20*time.Second, func() bool {
+		n, err := strconv.Atoi(m.info(t, "file", "HostCached"))
+		must(t, err)
+		return n <= 256
+	}) {
+		t.Errorf("%s pages are in the host", m.info(t, "file", "HostCached"))
+	}
+	data := readFile(t, m.path("file"))
+	for page, want := range stored {
+		if got := binary.LittleEndian.Uint32(data[page*4096+page%1000*4:]); got != want {
+			t.Fatalf("page %d has %d, %d was stored", page, got, want)
+		}
+	}
+	m.check()
 }

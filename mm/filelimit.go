@@ -170,17 +170,23 @@ func (s *System) wakeForLimits() {
 	}
 }
 
-// trimOwn trims the oldest views of the files of which the host has more than it may, or of one of them. It returns the pages
-// that left.
-func (s *System) trimOwn(only uint32, stop func() bool) (moved uint64, err error) {
-	for !stop() {
+// ownTrims is how many invalidations the trimmer does for files' own limits before it looks at what else there is to do.
+const ownTrims = 64
+
+// trimOwn trims the oldest views of the files of which the host has more than it may, or of one of them, most times at most:
+// programs may map as fast as we unmap. It returns the pages that left, and whether there may be more to do.
+func (s *System) trimOwn(only uint32, most int, stop func() bool) (moved uint64, more bool, err error) {
+	for range most {
+		if stop() {
+			return moved, false, nil
+		}
 		pages, more, err := s.trimOwnOnce(only)
 		moved += pages
 		if err != nil || !more {
-			return moved, err
+			return moved, false, err
 		}
 	}
-	return moved, nil
+	return moved, true, nil
 }
 
 func (s *System) trimOwnOnce(only uint32) (moved uint64, more bool, err error) {
@@ -337,7 +343,14 @@ func (g *Segment) evictView(key uint64) (at, moved uint64, more bool) {
 // cache, and how many memory. It waits for the host and for store I/O: no lock may be held, and no handler of a READ or WRITE
 // may call it.
 func (g *Segment) Bound() (trimmed, evicted uint64, err error) {
-	if trimmed, err = g.sys.trimOwn(g.id, g.sys.stopping.Load); err != nil {
+	s := g.sys
+	s.pfn.Lock()
+	views := 0
+	if n := s.rec.limits[g.id]; n != nil {
+		views = int(n.mapped) // those that are mapped anew meanwhile are the trimmer's business
+	}
+	s.pfn.Unlock()
+	if trimmed, _, err = s.trimOwn(g.id, views, s.stopping.Load); err != nil {
 		return trimmed, 0, err
 	}
 	evicted, err = g.evict()

@@ -28,7 +28,7 @@ func (s *System) balance() {
 func (s *System) TrimStep() (moved uint64) {
 	s.forgetRefused()
 	moved = s.balanceSpaces()
-	own, _ := s.trimOwn(0, s.stopping.Load)
+	own, _, _ := s.trimOwn(0, ownTrims, s.stopping.Load)
 	pages, _ := s.trimToLimits(false, s.stopping.Load) // an error is the host's trouble
 	return moved + own + pages
 }

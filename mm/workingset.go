@@ -406,11 +406,12 @@ func (s *System) trimLoop(t *thread) {
 		}
 		s.forgetRefused()
 		s.balanceSpaces()
-		_, err := s.trimOwn(0, t.stopped)
-		if err == nil {
-			_, err = s.trimToLimits(false, t.stopped)
+		_, more, err := s.trimOwn(0, ownTrims, t.stopped)
+		if more {
+			t.kick()
 		}
-		if err != nil {
+		_, err2 := s.trimToLimits(false, t.stopped)
+		if err != nil || err2 != nil {
 			time.Sleep(10 * time.Millisecond) // the host is in trouble, or going away
 		}
 	}

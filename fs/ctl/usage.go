@@ -106,7 +106,7 @@ func smap(u *process.RegionUsage) []string {
 	}{
 		{"Size", u.RegionSize >> mm.PageShift}, {"KernelPageSize", 1}, {"MMUPageSize", 1}, {"Rss", u.Resident}, {"Pss", 0},
 		{"Shared_Clean", u.Shared - u.SharedDirty}, {"Shared_Dirty", u.SharedDirty}, {"Private_Clean", private - dirty}, {"Private_Dirty", dirty},
-		{"Referenced", u.Resident}, {"Anonymous", private}, {"Swap", u.Paged}, {"SwapPss", u.Paged}, {"Locked", u.Locked},
+		{"Referenced", u.Resident}, {"Anonymous", private + u.Combined}, {"Swap", u.Paged}, {"SwapPss", u.Paged}, {"Locked", u.Locked},
 	} {
 		bytes := f.pages << mm.PageShift
 		if f.label == "Pss" {

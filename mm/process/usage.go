@@ -7,6 +7,7 @@ type Usage struct {
 	Committed uint64 // in the process's own memory
 	Resident  uint64 // in its working set
 	Shared    uint64 // of those: pages of sections, which other processes may have as well, and combined ones
+	Combined  uint64 // of those: the process's own, combined with others of the same bytes
 	Dirty     uint64 // of the resident: with bytes that no store has
 	// SharedDirty are those of both kinds.
 	SharedDirty uint64
@@ -61,6 +62,9 @@ func (u *Usage) add(i mm.PageInfo) {
 		shared := i.Shared || i.Sharers > 1
 		if shared {
 			u.Shared++
+		}
+		if shared && !i.Shared {
+			u.Combined++
 		}
 		if shared && i.Dirty {
 			u.SharedDirty++
