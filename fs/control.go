@@ -126,7 +126,7 @@ type controlHandle struct {
 	access uint32      // O_RDONLY, O_WRONLY or O_RDWR
 	text   *ctl.Text   // of a readable file
 	stream *ctl.Stream // of one that is rendered while it is read
-	wrote  atomic.Bool // something, since the last flush
+	wrote  atomic.Bool // something, ever
 
 	mu sync.Mutex
 	// Of a ctl: what has been answered and not yet read.
@@ -691,9 +691,14 @@ func (c *controlTree) drop(fh uint64) {
 	h := c.handles[fh]
 	delete(c.handles, fh)
 	c.mu.Unlock()
-	if h != nil {
-		h.close()
+	if h == nil {
+		return
 	}
+	if h.wrote.Load() {
+		const moment = 10 * time.Millisecond
+		time.AfterFunc(moment, func() { c.forgetSize(&h.node) })
+	}
+	h.close()
 }
 
 // close gives back what the handle holds.
@@ -992,7 +997,7 @@ func (c *controlTree) keepAnswer(n *controlNode, fh uint64, answer []byte) {
 // flush ends a list of faults whose last line has no end.
 func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	h := c.handle(in.Fh)
-	if h != nil && h.wrote.Swap(false) {
+	if h != nil && h.wrote.Load() {
 		c.forgetSize(&h.node)
 	}
 	if h == nil || h.node.kind != controlFileRow || !h.node.isCtl() {
@@ -1007,7 +1012,9 @@ func (c *controlTree) flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Statu
 }
 
 // forgetSize has the host kernel forget a file that was written to. It thinks that what was written has made it longer, and
-// believes its own size for as long as it knows the file; nobody finds that one any more by its name.
+// believes its own size for as long as it knows the file; nobody finds that one any more by its name. When the descriptor is
+// closed, the host still knows the file for a moment, until it has heard that the RELEASE is done: who looks it up just then
+// finds what is about to be forgotten, so it is done once more.
 func (c *controlTree) forgetSize(n *controlNode) {
 	if c.fs.server == nil {
 		return
