@@ -36,6 +36,9 @@ func TestStress(t *testing.T) {
 		hosts[w] = h
 		wg.Go(func() { runWorker(t, h, uint64(w), pages, paged) })
 	}
+	for seed := range uint64(2) {
+		wg.Go(func() { runProcess(t, s.NewSpace(), seed, paged) })
+	}
 	commands.Go(func() {
 		for i := 0; ; i++ {
 			select {
@@ -43,7 +46,7 @@ func TestStress(t *testing.T) {
 				return
 			default:
 			}
-			switch i % 7 {
+			switch i % 8 {
 			case 0:
 				_, _ = s.TrimAll()
 			case 1:
@@ -56,6 +59,12 @@ func TestStress(t *testing.T) {
 				_, _ = s.Combine()
 			case 6:
 				changePageFiles(t, s)
+			case 7:
+				r := mm.DefaultRule()
+				r.MaxResident = uint32(i/8%2) * mm.LeastResident
+				if _, err := hosts[i/16%workers].section.SetRule(r); err != nil {
+					t.Error(err)
+				}
 			case 4:
 				for _, err := range s.Check() {
 					t.Error(err)
@@ -75,6 +84,57 @@ func TestStress(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// runProcess stores and loads in memory of a process's own, of which some pages are as those of the workers' files, until pages
+// have moved, and ends the process.
+func runProcess(t *testing.T, p *mm.Space, seed uint64, paged func() bool) {
+	defer p.Delete()
+	const pages = 60
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	if err := p.Commit(0, pages-1); err != nil {
+		t.Error(err)
+		return
+	}
+	model := make([]byte, pages*page)
+	steps := 4000
+	if testing.Short() {
+		steps = 800
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for step := 0; step < steps || !paged() && time.Now().Before(deadline); step++ {
+		at := rnd.IntN(pages) * page
+		switch k := rnd.IntN(100); {
+		case k < 40:
+			data := make([]byte, page)
+			for i := range data {
+				data[i] = byte(k%3 + i)
+			}
+			if k < 5 { // a store into a page that may be shared
+				data = []byte{byte(step)}
+			}
+			if err := p.Write(uint64(at), data); err != nil {
+				t.Errorf("process %d: %v", seed, err)
+				return
+			}
+			copy(model[at:], data)
+		case k < 97:
+			got := make([]byte, page)
+			if err := p.Read(uint64(at), got); err != nil || !bytes.Equal(got, model[at:at+page]) {
+				t.Errorf("process %d, page %d: %v, %s", seed, at/page, err, firstDifference(got, model[at:at+page]))
+				return
+			}
+		case k < 99:
+			p.Empty()
+		default:
+			p.Decommit(uint64(at/page), uint64(at/page))
+			clear(model[at : at+page])
+			if err := p.Commit(uint64(at/page), uint64(at/page)); err != nil {
+				t.Errorf("process %d: %v", seed, err)
+				return
+			}
+		}
 	}
 }
 
