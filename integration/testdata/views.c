@@ -81,12 +81,17 @@ static void keep(struct iocb *all, unsigned long *count) {
 		die("io_setup");
 	for (int i = 0; i < DEPTH; i++)
 		list[i] = &all[i];
-	for (int n = DEPTH; !stop; *count += n) {
-		if (syscall(SYS_io_submit, ctx, n, list) != n)
+	for (int idle = DEPTH; !stop;) {
+		int n = syscall(SYS_io_submit, ctx, idle, list);
+		if (n < 0 && errno != EAGAIN)
 			die("io_submit");
-		n = syscall(SYS_io_getevents, ctx, 1, DEPTH, done, NULL);
+		n = n < 0 ? 0 : n;
+		memmove(list, list + n, (idle -= n) * sizeof *list);
+		if ((n = syscall(SYS_io_getevents, ctx, 1, DEPTH, done, NULL)) < 0)
+			die("io_getevents");
 		for (int i = 0; i < n; i++)
-			list[i] = (struct iocb *)done[i].obj;
+			list[idle++] = (struct iocb *)done[i].obj;
+		*count += n;
 	}
 }
 
