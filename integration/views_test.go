@@ -16,22 +16,21 @@ import (
 func TestBusyViews(t *testing.T) {
 	program := compileC(t, "testdata/views.c")
 	for what, roles := range map[string]string{"everything": "012345", "lines": "025"} {
-		t.Run(what, func(t *testing.T) { busyViews(t, program, roles) })
+		t.Run(what, func(t *testing.T) { busyViews(t, program, roles, short(4*time.Second, time.Second)) })
 	}
 }
 
-func busyViews(t *testing.T, program, roles string) {
+func busyViews(t *testing.T, program, roles string, length time.Duration) {
 	const border, size = 0x10040000, 0x40000
-	m := mountMemfs(t, options{memory: "32M", limit: time.Minute})
+	m := mountMemfs(t, options{memory: "32M", limit: time.Minute + 2*length})
 	must(t, os.WriteFile(m.path("f"), make([]byte, size), 0o644))
 	c := m.process(t, "p")
 	c.say(`f = CreateFile "/f" GENERIC_READ|GENERIC_WRITE`, "h = CreateFileMapping $f PAGE_READWRITE 0 0 0",
 		fmt.Sprintf("VirtualAlloc %#x %#x MEM_RESERVE|MEM_COMMIT PAGE_READWRITE", border-size, size),
 		fmt.Sprintf("MapViewOfFileEx $h FILE_MAP_WRITE 0 0 0 %#x", border),
 		fmt.Sprintf("ReadZero %#x %#x", border-size, size))
-	ms := short(4*time.Second, time.Second).Milliseconds()
 	defer m.trimLoop(time.Millisecond)()
-	t.Log(run(t, m.dir, program, "f", ".proc/p", fmt.Sprint(border), fmt.Sprint(size), fmt.Sprint(ms), roles))
+	t.Log(run(t, m.dir, program, "f", ".proc/p", fmt.Sprint(border), fmt.Sprint(size), fmt.Sprint(length.Milliseconds()), roles))
 	wantVerb(t, m.dir, "^ok\n$", "check")
 }
 
