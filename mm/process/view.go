@@ -52,6 +52,19 @@ func (p Protection) own() Protection {
 	return p
 }
 
+// withoutExecute is the protection of pages of an image that is not to be executed (SEC_IMAGE_NO_EXECUTE).
+func (p Protection) withoutExecute() Protection {
+	switch p {
+	case Execute, ExecuteRead:
+		return ReadOnly
+	case ExecuteReadWrite:
+		return ReadWrite
+	case ExecuteWriteCopy:
+		return WriteCopy
+	}
+	return p
+}
+
 // access is what pages of a protection let a process do with what others see.
 func (p Protection) access() (a uint32) {
 	if p.Readable() {
@@ -320,6 +333,9 @@ func (p *Process) fillView(v *vad, offset uint64) error {
 		})
 		if v.kind == TypeImage {
 			prot := sub.Protection
+			if v.view.section.attributes&SecNoCache != 0 {
+				prot = prot.withoutExecute()
+			}
 			v.set(at, at+n-1, func(attr) attr { return attr{committed: true, protection: prot} })
 		}
 		if at, skip = at+n, 0; at > v.last {
