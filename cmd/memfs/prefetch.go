@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 
@@ -23,8 +25,8 @@ func newPrefetchCommand() *cobra.Command {
 		Short: "Bring pages back into memory before they are touched",
 		Long: "prefetch reads pages back from the page file, as far as frames are free: of a file, of all files below a directory,\n" +
 			"or LEN bytes from OFF on. A list of faults, which the control file faults of a file shows after a run that was\n" +
-			"recorded, is replayed in its order: from the file that --list names, or from standard input if that is a file, as in\n" +
-			"the last example. Two numbers a line, offset and length in bytes, will do. The answer says how many pages came.",
+			"recorded, is replayed in its order: from the file that --list names, or from standard input if that is a file that\n" +
+			"begins as a list, as in the last example. Two numbers a line, offset and length in bytes, will do. The answer says how many pages came.",
 		Example: "  memfs prefetch /tmp/m/app.db\n  memfs prefetch /tmp/m/app.db 1M 64K\n" +
 			"  echo 'faults start' > /tmp/m/.proc/files/app.db/ctl; app; cat /tmp/m/.proc/files/app.db/faults > warm.list\n" +
 			"  memfs prefetch /tmp/m/app.db < warm.list",
@@ -57,8 +59,9 @@ func newPrefetchCommand() *cobra.Command {
 	return c
 }
 
-// faults reads the list of faults, if one is given. Standard input is one without --list if it is a file; a pipe is not, for it may
-// be one that nobody will ever write to. ranged says that what to prefetch is known already.
+// faults reads the list of faults, if one is given. Standard input is one without --list if it is a file that begins as a list: it
+// may be the script that we are called in, which is left as it is. A pipe is none, for it may be one that nobody will ever write
+// to. ranged says that what to prefetch is known already.
 func (o *prefetchOptions) faults(stdin io.Reader, ranged bool) (list []byte, given bool, err error) {
 	name := o.list
 	switch f, isFile := stdin.(*os.File); {
@@ -70,7 +73,12 @@ func (o *prefetchOptions) faults(stdin io.Reader, ranged bool) (list []byte, giv
 		return nil, false, nil
 	default:
 		name = "-"
-		list, err = io.ReadAll(stdin)
+		if list, err = peek(f); err == nil && !new(ctl.Replay).Takes(list) {
+			if len(bytes.TrimSpace(list)) > 0 {
+				printWarning("standard input is no list of faults: prefetching the whole")
+			}
+			return nil, false, nil
+		}
 	}
 	if name == "-" {
 		name = "standard input"
@@ -84,6 +92,15 @@ func (o *prefetchOptions) faults(stdin io.Reader, ranged bool) (list []byte, giv
 		return nil, false, fmt.Errorf("%s: no fault in it: want lines of an offset and a length in bytes", name)
 	}
 	return list, true, nil
+}
+
+// peek reads what is left of a file, which goes on being left.
+func peek(f *os.File) ([]byte, error) {
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(f, at, math.MaxInt64-at))
 }
 
 func isRegular(f *os.File) bool {
