@@ -21,9 +21,9 @@ func TestParts(t *testing.T) {
 		frames = files * pages * 7 / 8
 		twins  = 2 // files that are the same
 	)
-	reads := 4000
+	reads := 2000
 	if testing.Short() {
-		reads = 1000
+		reads = 200
 	}
 	b := Budget{Memory: 16 << 20, Frames: frames, HostBytes: frames * PageSize, PageFile: 4 * frames, CommitLimit: 5 * frames}
 	s, err := NewFromBudget(b, Config{PageFiles: []PageFileConfig{{Name: "test", Store: store.NewMem(), Max: 4 * frames}}})

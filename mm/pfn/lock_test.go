@@ -85,7 +85,7 @@ func TestPartLock(t *testing.T) {
 //
 // +checklocksignore
 func TestPartLockCloses(t *testing.T) {
-	const rounds = 100_000
+	const rounds = 20_000
 	var m partRWMutex
 	var count [2]int
 	var wg sync.WaitGroup

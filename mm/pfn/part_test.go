@@ -127,7 +127,7 @@ func testParts(t *testing.T) {
 	const (
 		pages   = 16 // of each part
 		frames  = Parts * pages * 3 / 4
-		rounds  = 4000
+		rounds  = 2000
 		workers = 2 * Parts
 	)
 	type page struct {
