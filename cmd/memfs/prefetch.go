@@ -26,7 +26,8 @@ func newPrefetchCommand() *cobra.Command {
 		Long: "prefetch reads pages back from the page file, as far as frames are free: of a file, of all files below a directory,\n" +
 			"or LEN bytes from OFF on. A list of faults, which the control file faults of a file shows after a run that was\n" +
 			"recorded, is replayed in its order: from the file that --list names, or from standard input if that is a file that\n" +
-			"begins as a list, as in the last example. Two numbers a line, offset and length in bytes, will do. The answer says how many pages came.",
+			"begins as a list, as in the last example. Two numbers a line, offset and length in bytes, will do. The answer\n" +
+			"says how many pages came.",
 		Example: "  memfs prefetch /tmp/m/app.db\n  memfs prefetch /tmp/m/app.db 1M 64K\n" +
 			"  echo 'faults start' > /tmp/m/.proc/files/app.db/ctl; app; cat /tmp/m/.proc/files/app.db/faults > warm.list\n" +
 			"  memfs prefetch /tmp/m/app.db < warm.list",
