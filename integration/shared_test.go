@@ -378,6 +378,14 @@ func TestNamedSections(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err == nil {
 		t.Errorf("another user's process has opened the section: %s", out)
 	}
+	must(t, os.WriteFile(m.path(".proc/sections/readable"), nil, 0o644))
+	must(t, os.Chmod(m.path(".proc/sections/readable"), 0o644))
+	cmd = asNobody(exec.Command("sh", "-c", `echo 'CreateFileMapping INVALID_HANDLE_VALUE PAGE_READONLY 0 0x3000 "readable"' > .proc/nobody/ctl`))
+	cmd.Dir = m.dir
+	out, err := cmd.CombinedOutput()
+	if st := stat(t, m.path(".proc/sections/readable")); err == nil || st.Size != 0 {
+		t.Errorf("another user's process, which may only read the file, has made it %d bytes long: %s", st.Size, out)
+	}
 	wantVerb(t, m.dir, "^ok\n$", "check")
 }
 

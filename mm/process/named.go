@@ -53,6 +53,9 @@ func (p *Process) adopt(shared SharedNames, name string, size uint64) (kernelObj
 		if now = uint64(f.Measure()); now > 0 || size == 0 {
 			return nil
 		}
+		if err := shared.Allows(p, f, true); err != nil { // to read is not enough to change it
+			return err
+		}
 		now = size
 		return f.Extend(int64(size))
 	})

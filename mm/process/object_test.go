@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"sync"
 	"testing"
 )
 
@@ -95,6 +96,73 @@ func TestNamedFileIsProtected(t *testing.T) {
 	}
 	if _, _, err := stranger.CreateSection(NoHandle, uint32(ReadWrite), PageSize, "name", false); !errors.Is(err, AccessDenied) {
 		t.Errorf("to write, by CreateFileMapping: %v", err)
+	}
+	m.End(owner)
+	m.End(stranger)
+	files.close()
+	if err := errors.Join(append(sys.Check(), sys.Close())...); err != nil {
+		t.Error(err)
+	}
+}
+
+// slowMeasure is a file whose size takes a while to be known.
+type slowMeasure struct {
+	File
+	meanwhile func()
+}
+
+func (f slowMeasure) Measure() int64 {
+	f.meanwhile()
+	return f.File.Measure()
+}
+
+// measuredFiles are those in which one file is such.
+type measuredFiles struct {
+	ownedFiles
+	meanwhile func()
+}
+
+func (f measuredFiles) Open(p *Process, path string, access uint32, d Disposition) (File, bool, error) {
+	file, existed, err := f.ownedFiles.Open(p, path, access, d)
+	if path == "/slow" {
+		file = slowMeasure{file, f.meanwhile}
+	}
+	return file, existed, err
+}
+
+// TestNameOfAnotherMeanwhile: nor is it when the owner's section gets the name just before the stranger's would.
+func TestNameOfAnotherMeanwhile(t *testing.T) {
+	sys := newSystem(t, 64, 64)
+	m := NewMachine(sys, OptIn, Listener{})
+	owner, err := m.Start(Image{Arch: X64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := m.Start(Image{Arch: X64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(p *Process, path string) Handle {
+		f, _, err := p.OpenFile(FileRequest{Path: path, Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenAlways})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	var others Handle
+	var once sync.Once
+	files := measuredFiles{ownedFiles{&memoryFiles{noFiles{sys}, make(map[string]*looseFile)}, stranger}, func() {
+		once.Do(func() {
+			if _, _, err := owner.CreateSection(others, uint32(ReadWrite), PageSize, "name", false); err != nil {
+				t.Error(err)
+			}
+		})
+	}}
+	m.SetFiles(files)
+	others = open(owner, "/f")
+	own := open(stranger, "/slow")
+	if h, existed, err := stranger.CreateSection(own, uint32(ReadWrite), PageSize, "name", false); !errors.Is(err, AccessDenied) {
+		t.Errorf("handle %#x, there already: %v; %v", h, existed, err)
 	}
 	m.End(owner)
 	m.End(stranger)

@@ -293,7 +293,8 @@ func (p *Process) makeSection(s *Section, file Handle, size uint64, name string,
 	if there := m.publish(s, name); there != nil {
 		s.unnamed()
 		s.destroy()
-		return p.existing(there, s.protection, inherit)
+		m.dereference(there, true) // whether we may open it is named's to say
+		return 0, false, AlreadyExists
 	}
 	if err := p.share(s, name); err != nil {
 		m.dereference(s, true)
