@@ -143,7 +143,13 @@ func (w *writing) done() {
 func (g *Segment) writeView(off int64, data []byte, inside bool) error {
 	w := newWriting(g, inside)
 	defer w.done()
-	return w.do(off, data)
+	err := w.do(off, data)
+	if err != nil { // it may have made the view's record
+		g.mu.Lock()
+		g.dropLeafIfEmpty(uint64(off) >> PageShift >> viewShift)
+		g.mu.Unlock()
+	}
+	return err
 }
 
 // do stores data, which ends in the view that it begins in.
@@ -335,10 +341,13 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 	if new := need - min(need, w.budget); new > 0 && w.g.rule.resident() && new > s.resident.room() {
 		return nil, nil, StatusCommitmentLimit // its pages must not leave memory, and there is no room for so many there
 	}
-	if w.g.rule.resident() && s.pfn.Available() < uint64(len(w.pages)) {
-		return nil, nil, errNoSlot // its pages must not go to a slot: they wait for a frame
+	if err := s.topUp(need, &w.budget); err != nil {
+		return nil, nil, err
 	}
-	return nil, nil, s.topUp(need, &w.budget)
+	if w.g.rule.resident() && s.pfn.Available() < uint64(len(w.pages)) {
+		return nil, nil, errNoSlot // its pages must not go to a slot: they wait for a frame, which is promised
+	}
+	return nil, nil, nil
 }
 
 // takeFrames pins a frame for each page: the one it has, or a new one. Pages that get none are to be written directly. The
