@@ -884,6 +884,7 @@ func (c *controlTree) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 		return 0, fuse.EBADF
 	}
 	h.wrote.Store(true)
+	c.fs.pace.quicken()
 	if h.node.isDEP() {
 		if st := h.node.proc.setDEP(data); !st.Ok() {
 			return 0, st

@@ -155,18 +155,21 @@ func Mount(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.pace = processors()
 	server, err := fuse.NewServer(timed{f}, mountpoint, f.mountOptions())
 	s := &Server{fs: f, mountpoint: mountpoint, direct: o.DirectMount, done: make(chan struct{})}
 	if err != nil {
 		if f.initFailed(err) {
 			err = errors.Join(err, s.unmount())
 		}
+		f.pace.close()
 		f.shutdown()
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	closeOnExec("/dev/fuse")
 	go func() {
 		server.Serve()
+		f.pace.close()
 		f.shutdown()
 		close(s.done)
 	}()
@@ -257,6 +260,7 @@ type fileSystem struct {
 	handles handleTable
 	owners  ownerTable
 	times   times
+	pace    *pace
 	notices notices
 	inodes  atomic.Uint64 // nodes that exist
 	most    atomic.Uint64 // nodes that may exist

@@ -90,6 +90,7 @@ type timed struct{ *fileSystem }
 // end counts a request that has begun at a time.
 func (f *fileSystem) end(op operation, began time.Time) {
 	f.times.operations[op].Add(time.Since(began))
+	f.pace.request(began)
 }
 
 func (t timed) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
