@@ -69,3 +69,36 @@ func TestRefusedWriteOfResident(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestResidentOverwritten: pages that must stay in memory have their frames, and are written though no other frame is left.
+func TestResidentOverwritten(t *testing.T) {
+	s := newTestSystem(t, 400)
+	g, kept := s.NewSegment(noHost{}), s.NewSegment(noHost{})
+	rule := kept.Rule()
+	rule.Pinned = true
+	if _, err := kept.SetRule(rule); err != nil {
+		t.Fatal(err)
+	}
+	err := kept.Write(0, make([]byte, ViewPages*PageSize))
+	for at := int64(0); err == nil; at++ {
+		err = g.Write(at*PageSize, make([]byte, PageSize))
+	}
+	if !errors.Is(err, StatusCommitmentLimit) {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- kept.Write(0, make([]byte, ViewPages*PageSize)) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience / 2):
+		t.Errorf("it waits for frames: %v", <-done)
+	}
+	g.Delete()
+	kept.Delete()
+	if err := errors.Join(append(s.Check(), s.Close())...); err != nil {
+		t.Error(err)
+	}
+}

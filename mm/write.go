@@ -318,8 +318,8 @@ func (w *writing) try() (wait *pageIO, read *uint64, err error) {
 // +checklocks:w.g.mu
 // +checklocks:w.g.sys.pfn.mu
 func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
-	s := w.g.sys
-	var need uint64
+	s, resident := w.g.sys, w.g.rule.resident()
+	var need, frames uint64
 	for i := range w.pages {
 		p := &w.pages[i]
 		word := s.plain(s.rec.word(l, uint(p.index%ViewPages)))
@@ -337,14 +337,17 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 		if !word.isCommitted() {
 			need++
 		}
+		if resident && (!word.hasFrame() || s.pfn.Info(word.frame()).State == pfn.Standby) {
+			frames++ // one on Standby is its own, and counts as available
+		}
 	}
-	if new := need - min(need, w.budget); new > 0 && w.g.rule.resident() && new > s.resident.room() {
+	if new := need - min(need, w.budget); new > 0 && resident && new > s.resident.room() {
 		return nil, nil, StatusCommitmentLimit // its pages must not leave memory, and there is no room for so many there
 	}
 	if err := s.topUp(need, &w.budget); err != nil {
 		return nil, nil, err
 	}
-	if w.g.rule.resident() && s.pfn.Available() < uint64(len(w.pages)) {
+	if resident && s.pfn.Available() < frames {
 		return nil, nil, errNoSlot // its pages must not go to a slot: they wait for a frame, which is promised
 	}
 	return nil, nil, nil
