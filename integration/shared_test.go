@@ -386,6 +386,20 @@ func TestNamedSections(t *testing.T) {
 	if st := stat(t, m.path(".proc/sections/readable")); err == nil || st.Size != 0 {
 		t.Errorf("another user's process, which may only read the file, has made it %d bytes long: %s", st.Size, out)
 	}
+	must(t, os.Truncate(m.path(".proc/sections/readable"), 1<<20))
+	_, before, _ := strings.Cut(string(mustRead(t, m.path(".proc/meminfo"))), "FileCommit:")
+	before, _, _ = strings.Cut(before, "\n")
+	cmd = asNobody(exec.Command("sh", "-c", `printf '%s\n' 'r = OpenFileMapping FILE_MAP_READ 0 "readable"' 'v = MapViewOfFile $r FILE_MAP_READ 0 0 0' \
+		> .proc/nobody/ctl && grep FileCommit: .proc/meminfo && echo 'Read $v+0x5000 2' > .proc/nobody/ctl; tail -n1 .proc/nobody/ctl`))
+	cmd.Dir = m.dir
+	out, err = cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "data=0000") || !strings.Contains(string(out), "FileCommit:"+before+"\n") {
+		t.Errorf("another user's process, which may only read the file: %s, %v; %s were promised before", out, err, before)
+	}
+	d.say(`r = OpenFileMapping FILE_MAP_ALL_ACCESS 0 "readable"`, "v = MapViewOfFile $r FILE_MAP_WRITE 0 0 0", "Write $v+0x5000 4142")
+	if got := d.read("$v+0x5000", 2); string(got) != "AB" {
+		t.Errorf("its owner's process has stored %q", got)
+	}
 	wantVerb(t, m.dir, "^ok\n$", "check")
 }
 

@@ -41,7 +41,7 @@ func (p *Process) named(name string, access uint32, size uint64) (kernelObject, 
 }
 
 // adopt makes a section of a file that a real program made under its name: all of the file, promised space as a section
-// of the page file is.
+// of the page file is, if the process may write it.
 func (p *Process) adopt(shared SharedNames, name string, size uint64) (kernelObject, error) {
 	m := p.machine
 	f, err := shared.Adopt(p, name)
@@ -68,7 +68,9 @@ func (p *Process) adopt(shared SharedNames, name string, size uint64) (kernelObj
 		return nil, FileInvalid
 	}
 	pages := (now + PageSize - 1) >> pageShift
-	err = f.Segment().Commit(0, pages-1)
+	if shared.Allows(p, f, true) == nil { // who may only read it takes no space for it either: stores are promised theirs one by one
+		err = f.Segment().Commit(0, pages-1)
+	}
 	if err == nil {
 		err = m.sys.ChargeRecord(sectionBytes)
 	}
