@@ -718,7 +718,7 @@ func (r *reading) abandonCombined() {
 // uncombine gives a page that shares a combined one a frame of its own.
 func (g *Segment) uncombine(page uint64) error {
 	for {
-		was := g.pteOf(page)
+		was := g.versionOf(page)
 		if was.kind() != kindCombined {
 			return nil
 		}
@@ -734,9 +734,9 @@ func (g *Segment) uncombine(page uint64) error {
 	}
 }
 
-// copyCombined copies the bytes of a combined page, which are given, to a frame of the page's own. done is false if the PTE
+// copyCombined copies the bytes of a combined page, which are given, to a frame of the page's own. done is false if the page
 // is no longer what it was.
-func (g *Segment) copyCombined(page uint64, was pte, content []byte) (done bool, err error) {
+func (g *Segment) copyCombined(page uint64, was version, content []byte) (done bool, err error) {
 	s := g.sys
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -750,7 +750,7 @@ func (g *Segment) copyCombined(page uint64, was pte, content []byte) (done bool,
 	s.pfn.Lock()
 	defer s.pfn.Unlock()
 	l := s.rec.leaves.At(id)
-	if s.plain(s.rec.word(l, i)) != was {
+	if s.version(l, i) != was {
 		return false, nil
 	}
 	f, _ := s.alloc(makeOwner(id, i), 0, false)

@@ -38,6 +38,7 @@ type leaf struct {
 	live  uint8  // words that are not zero
 	flags uint8  // PFN lock
 	stamp uint32 // of a view on the queue: the higher, the later it was mapped; PFN lock
+	left  uint32 // records.left when one of its pages last came to have no frame of its own; PFN lock
 }
 
 const (
@@ -84,6 +85,7 @@ type records struct {
 	w64      *offheap.Slab[words64]
 
 	workingSets map[uint32]*workingSet // of private segments; PFN lock
+	left        uint32                 // how often a page came to have no frame of its own; PFN lock
 	limits      map[uint32]*fileLimit  // of files that have one; PFN lock
 }
 
@@ -151,6 +153,10 @@ func (r *records) set(l *leaf, i uint, w pte) {
 	}
 	if l.flags&(leafPrivate|leafLimited) != 0 {
 		r.count(l, *p, w)
+	}
+	if w.leaves(*p) {
+		r.left++
+		l.left = r.left
 	}
 	*p = w
 }

@@ -96,6 +96,31 @@ func (w pte) departure() pfn.Departure { return pfn.Departure(w >> departureShif
 // as is a paged word as one in I/O, or the other way round: the rest stays.
 func (w pte) as(kind pte) pte { return w&^kindMask | kind }
 
+// leaves says whether a page whose PTE was old and is w now has come to have no frame of its own: its bytes are in a store, or
+// another page's too.
+func (w pte) leaves(old pte) bool {
+	switch w.kind() {
+	case kindPaged:
+		return w != old && (old.kind() != kindInIO || w.location() != old.location()) // else it has only been read
+	case kindCombined:
+		return w != old
+	case kindShared:
+		return old.kind() == kindValid
+	}
+	return false
+}
+
+// version is the PTE of a page without a frame of its own, and when a page of its leaf last came to have none: as long as it is
+// the same, so are the bytes. The PTE alone does not say it, for a slot that was freed may be the same page's next one.
+type version struct {
+	pte
+	left uint32
+}
+
+// version is that of page i of a leaf, of a combined page in a working set as well. The PFN lock is held.
+// +checklocks:s.pfn.mu
+func (s *System) version(l *leaf, i uint) version { return version{s.plain(s.rec.word(l, i)), l.left} }
+
 // isPagedAt says whether the page is in a store alone, at l.
 func (w pte) isPagedAt(l location) bool { return w.kind() == kindPaged && w.location() == l }
 

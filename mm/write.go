@@ -93,7 +93,7 @@ type writing struct {
 	inside bool   // nobody but us: the host does not keep the pages
 
 	// patched are the whole contents, old bytes and new, of pages that the write covers only in part and that had to be read
-	// back without a frame; each is good as long as the PTE is still the one it was read through.
+	// back without a frame; each is good as long as the page is still of the version that it was read of.
 	patched map[uint64]patchedPage
 	held    []*ReadSet // pages read back into frames, kept there until the end
 
@@ -104,7 +104,7 @@ type writing struct {
 
 type patchedPage struct {
 	bytes []byte
-	was   pte
+	was   version
 }
 
 // writePage is one page of a writing.
@@ -198,7 +198,7 @@ func (w *writing) do(off int64, data []byte) error {
 // readBack brings in a page that is to be changed in part: into a frame if one is left, else as a patched copy.
 func (w *writing) readBack(page uint64) error {
 	g := w.g
-	was := g.pteOf(page)
+	was := g.versionOf(page)
 	buf := alignedPage()
 	set, err := g.read(int64(page)<<PageShift, PageSize, buf, !w.inside, false)
 	if err != nil {
@@ -223,16 +223,19 @@ func (w *writing) readBack(page uint64) error {
 }
 
 // pteOf reads one PTE; of a combined page the number, also where it is in a working set.
-func (g *Segment) pteOf(page uint64) pte {
+func (g *Segment) pteOf(page uint64) pte { return g.versionOf(page).pte }
+
+// versionOf is the version of one page.
+func (g *Segment) versionOf(page uint64) version {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.sys.pfn.Lock()
 	defer g.sys.pfn.Unlock()
 	id := g.leafAt(page >> viewShift)
 	if id == 0 {
-		return 0
+		return version{}
 	}
-	return g.sys.plain(g.sys.rec.word(g.sys.rec.leaves.At(id), uint(page%ViewPages)))
+	return g.sys.version(g.sys.rec.leaves.At(id), uint(page%ViewPages))
 }
 
 // split cuts the write into pages.
@@ -328,7 +331,7 @@ func (w *writing) obstacle(l *leaf) (wait *pageIO, read *uint64, err error) {
 			s.n.collidedFaults.Add(1)
 			return w.g.ioOn(p.index), nil, nil
 		case (word.kind() == kindPaged || word.kind() == kindCombined) && p.whole == nil:
-			if c, ok := w.patched[p.index]; ok && c.was == word {
+			if c, ok := w.patched[p.index]; ok && c.was == s.version(l, uint(p.index%ViewPages)) {
 				p.whole = c.bytes
 			} else {
 				return nil, &p.index, nil
