@@ -34,10 +34,14 @@ func TestMmapCoherent(t *testing.T) {
 	program := compileC(t, "testdata/mmap.c")
 	m := mountMemfs(t, options{})
 	run(t, "", program, "coherent", m.path("quiet"), "20000")
-	stop := m.trimLoop(0)
-	run(t, "", program, "coherent", m.path("trimmed"), strconv.Itoa(short(5000, 1000)))
-	if n := stop(); n < 2 {
-		t.Errorf("trimmed only %d times", n)
+	trims := 0
+	for round := 0; trims < 2 && round < 20; round++ { // a machine may have better to do than to trim while the program runs
+		stop := m.trimLoop(0)
+		run(t, "", program, "coherent", m.path("trimmed"), strconv.Itoa(short(5000, 1000)))
+		trims += stop()
+	}
+	if trims < 2 {
+		t.Errorf("trimmed only %d times", trims)
 	}
 }
 
