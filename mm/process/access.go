@@ -155,6 +155,25 @@ func (p *Process) entered(a *access) (err error) {
 
 // accessStretch does the part of an access that lies in one stretch, from byte done on, and says how many bytes that is.
 func (p *Process) accessStretch(a *access, done uint64) (n uint64, err error) {
+	for {
+		var stack uint64
+		n, err = p.inStretch(a, done, func(v *vad, w *Window, n uint64) (again bool, err error) {
+			again, stack, err = p.accessHeld(a, v, w, done, n)
+			return again, err
+		})
+		if stack == 0 {
+			return n, err
+		}
+		if err := p.growStack(stack, a.kind, a.addr+done); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// inStretch has held do the part of an access that lies in one stretch, from byte done on: n bytes, of view v or of none, the
+// host having been told through window w. It enters for what may have to wait for the host first, and begins anew if held says
+// again. It says how many bytes that is.
+func (p *Process) inStretch(a *access, done uint64, held func(v *vad, w *Window, n uint64) (again bool, err error)) (n uint64, err error) {
 	at := a.addr + done
 	first, last := span(at, a.size-done)
 	for {
@@ -175,21 +194,13 @@ func (p *Process) accessStretch(a *access, done uint64) (n uint64, err error) {
 		case v == nil && a.edit != nil && w != nil:
 			finish = a.edit(at, done, n)
 		}
-		again, stack, err := p.accessHeld(a, v, w, done, n)
+		again, err := held(v, w, n)
 		if again {
 			err = errAgain
 		}
-		finish(err)
-		switch {
-		case again:
-			continue
-		case stack != 0:
-			if err := p.growStack(stack, a.kind, at); err != nil {
-				return 0, err
-			}
-			continue
+		if finish(err); !again {
+			return n, err
 		}
-		return n, err
 	}
 }
 

@@ -65,7 +65,9 @@ func (p *Process) remote(a *access, permitted permission) error {
 	}
 	for done := uint64(0); err == nil && done < a.size; {
 		var n uint64
-		n, err = p.remoteStretch(a, permitted, done)
+		n, err = p.inStretch(a, done, func(v *vad, w *Window, n uint64) (bool, error) {
+			return p.remoteHeld(a, permitted, v, w, done, n)
+		})
 		done += n
 	}
 	if a.leave != nil {
@@ -74,40 +76,8 @@ func (p *Process) remote(a *access, permitted permission) error {
 	return err
 }
 
-// remoteStretch is the part of remote that lies in one stretch, from byte done on.
-func (p *Process) remoteStretch(a *access, permitted permission, done uint64) (n uint64, err error) {
-	at := a.addr + done
-	first, last := span(at, a.size-done)
-	for {
-		p.mu.Lock()
-		v, end := p.stretch(first, last)
-		p.mu.Unlock()
-		if n = a.size - done; end < last {
-			n = (end+1)<<pageShift - at
-		}
-		finish, w := nothing, p.window.Load()
-		switch {
-		case v != nil && a.unshared:
-			return 0, ErrView
-		case v != nil && v.view.waits():
-			if err := p.entered(a); err != nil {
-				return 0, err
-			}
-		case v == nil && a.edit != nil && w != nil:
-			finish = a.edit(at, done, n)
-		}
-		again, err := p.remoteHeld(a, permitted, v, w, done, n)
-		if again {
-			err = errAgain
-		}
-		if finish(err); !again {
-			return n, err
-		}
-	}
-}
-
-// remoteHeld does it with the pages held; again says that they are of view v no more, or that the host has been told nothing
-// through its window w.
+// remoteHeld is the part of remote that lies in a stretch of view v, or of none, from byte done on: it holds the pages. again
+// says that they are of v no more, or that the host has been told nothing through its window w.
 func (p *Process) remoteHeld(a *access, permitted permission, v *vad, w *Window, done, n uint64) (again bool, err error) {
 	at := a.addr + done
 	first, last := span(at, n)
