@@ -38,7 +38,7 @@ func (p *Space) SetPriority(priority uint8) error {
 	g.mu.Lock()
 	g.rule.Priority = priority
 	g.mu.Unlock()
-	p.eachView(0, MaxSize>>PageShift, func(l *leaf, _ uint64) {
+	p.seg.eachView(0, MaxSize>>PageShift, func(l *leaf, _ uint64) {
 		for _, w := range s.rec.slice(l) {
 			if w.hasFrame() {
 				s.setPriority(w.frame(), priority)

@@ -440,3 +440,22 @@ func (g *Segment) seek(n uint32, h uint8, key uint64) (uint64, uint32) {
 	}
 	return 0, 0
 }
+
+// eachView calls f for every view with records that holds pages of first..last, with their places in it as a mask, under the
+// segment's lock and the PFN lock.
+func (g *Segment) eachView(first, last uint64, f func(l *leaf, mask uint64)) {
+	s := g.sys
+	for key := first >> viewShift; ; key++ {
+		g.mu.Lock()
+		k, id := g.nextLeaf(key)
+		if id == 0 || k > last>>viewShift {
+			g.mu.Unlock()
+			return
+		}
+		s.pfn.Lock()
+		f(s.rec.leaves.At(id), pageMask(within(k, first, last)))
+		s.pfn.Unlock()
+		g.mu.Unlock()
+		key = k
+	}
+}

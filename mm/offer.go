@@ -69,29 +69,15 @@ func (s *System) offer(w pte, priority uint8) bool {
 // +checklocksignore
 func (s *System) reclaim(w pte) bool { return s.pfn.Reclaim(w.frame()) }
 
-// eachWord calls f for the PTEs of the pages first..last that have records, under the segment's lock and the PFN lock, a view at a
-// time.
+// eachWord calls f for the PTEs of the pages first..last that have records, as eachView does.
 func (g *Segment) eachWord(first, last uint64, f func(l *leaf, i uint, w pte)) {
-	for key := first >> viewShift; ; key++ {
-		g.mu.Lock()
-		k, id := g.nextLeaf(key)
-		if id == 0 || k > last>>viewShift {
-			g.mu.Unlock()
-			return
-		}
-		lo, hi := within(k, first, last)
-		s := g.sys
-		s.pfn.Lock()
-		l := s.rec.leaves.At(id)
-		for i, w := range s.rec.slice(l) {
-			if lo <= uint(i) && uint(i) <= hi {
+	g.eachView(first, last, func(l *leaf, mask uint64) {
+		for i, w := range g.sys.rec.slice(l) {
+			if mask>>i&1 != 0 {
 				f(l, uint(i), w)
 			}
 		}
-		s.pfn.Unlock()
-		g.mu.Unlock()
-		key = k
-	}
+	})
 }
 
 // lose makes an offered page, whose frame is taken, zeros. The PFN lock is held.

@@ -255,25 +255,6 @@ func (p *Space) view(key, last uint64) (uint64, bool) {
 	return k, id != 0 && k <= last>>viewShift
 }
 
-// eachView calls f for every view with records that holds pages of the range, with their places in it as a mask, under the
-// segment's lock and the PFN lock.
-func (p *Space) eachView(first, last uint64, f func(l *leaf, mask uint64)) {
-	g, s := p.seg, p.seg.sys
-	for key := first >> viewShift; ; key++ {
-		g.mu.Lock()
-		k, id := g.nextLeaf(key)
-		if id == 0 || k > last>>viewShift {
-			g.mu.Unlock()
-			return
-		}
-		s.pfn.Lock()
-		f(s.rec.leaves.At(id), pageMask(within(k, first, last)))
-		s.pfn.Unlock()
-		g.mu.Unlock()
-		key = k
-	}
-}
-
 // Page describes one page. A page of which nothing is known is StateZero.
 func (p *Space) Page(page uint64) PageInfo {
 	info := PageInfo{Index: page, State: StateZero, Frame: -1, PageFile: -1, Slot: -1}
@@ -384,7 +365,7 @@ func (p *Space) Reset(first, last uint64) {
 // UndoReset takes Reset back. It says whether every page still has its contents; those that have not are zeros.
 func (p *Space) UndoReset(first, last uint64) (intact bool) {
 	intact = true
-	p.eachView(first, last, func(l *leaf, mask uint64) {
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) {
 		for m := mask & l.reset(); m != 0; {
 			if w := p.seg.sys.rec.word(l, lowestBit(&m)); !w.hasFrame() && !w.inWorkingSet() {
 				intact = false
@@ -463,7 +444,7 @@ func (s *System) drop(l *leaf, i uint) {
 
 // keep notes that pages are about to be written: their contents are worth something again.
 func (p *Space) keep(first, last uint64) {
-	p.eachView(first, last, func(l *leaf, mask uint64) { l.setReset(l.reset() &^ mask) })
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) { l.setReset(l.reset() &^ mask) })
 }
 
 // --- locked pages ------------------------------------------------------------------------------------------------------
@@ -476,7 +457,7 @@ func (p *Space) Lock(first, last, most uint64) error { return p.lockRange(first,
 func (p *Space) lockRange(first, last, most uint64, touch func(first, last uint64) error) error {
 	s := p.seg.sys
 	var fresh uint64
-	p.eachView(first, last, func(l *leaf, mask uint64) { fresh += uint64(bits.OnesCount64(mask &^ l.host)) })
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) { fresh += uint64(bits.OnesCount64(mask &^ l.host)) })
 	s.pfn.Lock()
 	mine, all, frames := p.locked+fresh, s.locked+fresh, s.budget.Frames
 	s.pfn.Unlock()
@@ -513,7 +494,7 @@ func (p *Space) lockPage(page, most uint64, touch func(first, last uint64) error
 			return false, err
 		}
 		locked, full := false, false
-		p.eachView(page, page, func(l *leaf, mask uint64) {
+		p.seg.eachView(page, page, func(l *leaf, mask uint64) {
 			s := p.seg.sys
 			w := s.rec.word(l, uint(page%ViewPages))
 			if !w.inWorkingSet() || s.plain(w).kind() == kindCombined {
@@ -554,7 +535,7 @@ func (p *Space) lock(l *leaf, mask uint64, f pfn.Frame) {
 func (p *Space) Unlock(first, last uint64) (all bool) {
 	var n uint64
 	s := p.seg.sys
-	p.eachView(first, last, func(l *leaf, mask uint64) {
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) {
 		n += uint64(bits.OnesCount64(l.host & mask))
 		p.trimLeaf(l, mask&^l.host)
 		s.unlockPages(l, mask)
@@ -564,7 +545,7 @@ func (p *Space) Unlock(first, last uint64) (all bool) {
 
 // UnlockAll unlocks pages; those that were not locked are let be.
 func (p *Space) UnlockAll(first, last uint64) {
-	p.eachView(first, last, func(l *leaf, mask uint64) { p.seg.sys.unlockPages(l, mask) })
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) { p.seg.sys.unlockPages(l, mask) })
 }
 
 // unlockPages unlocks those pages of mask that are locked. The PFN lock is held: it is called
@@ -603,7 +584,7 @@ func (s *System) space(seg uint32) *Space {
 
 // Trim takes pages out of the working set, save locked ones and those in use at the moment. It returns how many left.
 func (p *Space) Trim(first, last uint64) (n uint64) {
-	p.eachView(first, last, func(l *leaf, mask uint64) { n += p.trimLeaf(l, mask) })
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) { n += p.trimLeaf(l, mask) })
 	return n
 }
 
@@ -661,7 +642,7 @@ func (p *Space) trimSome(n uint64) (moved uint64) {
 			continue
 		}
 		whole := true
-		p.eachView(key<<viewShift, key<<viewShift+ViewPages-1, func(l *leaf, mask uint64) {
+		p.seg.eachView(key<<viewShift, key<<viewShift+ViewPages-1, func(l *leaf, mask uint64) {
 			var idle uint64
 			idle, whole = p.idlePages(l, mask, n-moved)
 			moved += p.trimLeaf(l, idle)

@@ -345,7 +345,7 @@ func (g *Segment) settle(first, last uint64) {
 // leaveShared takes files' pages out of the working set, locked ones too, and says how many of those there were.
 func (p *Space) leaveShared(first, last uint64) (locked uint64) {
 	s := p.seg.sys
-	p.eachView(first, last, func(l *leaf, mask uint64) {
+	p.seg.eachView(first, last, func(l *leaf, mask uint64) {
 		for mask != 0 {
 			i := lowestBit(&mask)
 			if s.plain(s.rec.word(l, i)).kind() != kindShared {
