@@ -4,6 +4,8 @@ import (
 	"errors"
 	"sync"
 	"testing"
+
+	"memfs/mm"
 )
 
 // TestNameOfAnother: an object that lost its name, was kept by a view, and got a handle again does not take the name away from
@@ -67,18 +69,34 @@ func (f ownedFiles) Allows(p *Process, _ File, write bool) error {
 	return nil
 }
 
+// ownerAndStranger are two processes of a machine.
+func ownerAndStranger(t *testing.T) (sys *mm.System, m *Machine, owner, stranger *Process) {
+	t.Helper()
+	sys = newSystem(t, 64, 64)
+	m = NewMachine(sys, OptIn, Listener{})
+	for _, p := range []**Process{&owner, &stranger} {
+		var err error
+		if *p, err = m.Start(Image{Arch: X64}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return sys, m, owner, stranger
+}
+
+// endBoth ends them, and checks that nothing is left.
+func endBoth(t *testing.T, sys *mm.System, m *Machine, owner, stranger *Process, files interface{ close() }) {
+	t.Helper()
+	m.End(owner)
+	m.End(stranger)
+	files.close()
+	if err := errors.Join(append(sys.Check(), sys.Close())...); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNamedFileIsProtected: the name of a section over a file is no way around the file's permissions.
 func TestNamedFileIsProtected(t *testing.T) {
-	sys := newSystem(t, 64, 64)
-	m := NewMachine(sys, OptIn, Listener{})
-	owner, err := m.Start(Image{Arch: X64})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger, err := m.Start(Image{Arch: X64})
-	if err != nil {
-		t.Fatal(err)
-	}
+	sys, m, owner, stranger := ownerAndStranger(t)
 	files := ownedFiles{&memoryFiles{noFiles{sys}, make(map[string]*looseFile)}, stranger}
 	m.SetFiles(files)
 	f, _, err := owner.OpenFile(FileRequest{Path: "/f", Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenAlways})
@@ -97,12 +115,7 @@ func TestNamedFileIsProtected(t *testing.T) {
 	if _, _, err := stranger.CreateSection(NoHandle, uint32(ReadWrite), PageSize, "name", false); !errors.Is(err, AccessDenied) {
 		t.Errorf("to write, by CreateFileMapping: %v", err)
 	}
-	m.End(owner)
-	m.End(stranger)
-	files.close()
-	if err := errors.Join(append(sys.Check(), sys.Close())...); err != nil {
-		t.Error(err)
-	}
+	endBoth(t, sys, m, owner, stranger, files)
 }
 
 // slowMeasure is a file whose size takes a while to be known.
@@ -132,16 +145,7 @@ func (f measuredFiles) Open(p *Process, path string, access uint32, d Dispositio
 
 // TestNameOfAnotherMeanwhile: nor is it when the owner's section gets the name just before the stranger's would.
 func TestNameOfAnotherMeanwhile(t *testing.T) {
-	sys := newSystem(t, 64, 64)
-	m := NewMachine(sys, OptIn, Listener{})
-	owner, err := m.Start(Image{Arch: X64})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger, err := m.Start(Image{Arch: X64})
-	if err != nil {
-		t.Fatal(err)
-	}
+	sys, m, owner, stranger := ownerAndStranger(t)
 	open := func(p *Process, path string) Handle {
 		f, _, err := p.OpenFile(FileRequest{Path: path, Access: GenericRead | GenericWrite, Share: ShareAll, Disposition: OpenAlways})
 		if err != nil {
@@ -164,12 +168,7 @@ func TestNameOfAnotherMeanwhile(t *testing.T) {
 	if h, existed, err := stranger.CreateSection(own, uint32(ReadWrite), PageSize, "name", false); !errors.Is(err, AccessDenied) {
 		t.Errorf("handle %#x, there already: %v; %v", h, existed, err)
 	}
-	m.End(owner)
-	m.End(stranger)
-	files.close()
-	if err := errors.Join(append(sys.Check(), sys.Close())...); err != nil {
-		t.Error(err)
-	}
+	endBoth(t, sys, m, owner, stranger, files)
 }
 
 // TestWriteFileTooFar: a write beyond the end of any file is refused, and stores nothing.
